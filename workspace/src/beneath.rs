@@ -84,6 +84,7 @@ pub(crate) struct About {
     /// The low twelve bits of the mode.
     pub(crate) mode: u32,
     pub(crate) size: u64,
+    pub(crate) device: u64,
     pub(crate) inode: u64,
     pub(crate) links: u32,
     pub(crate) owner: (u32, u32),
@@ -100,6 +101,7 @@ impl About {
             kind: FileType::from_raw_mode(found.stx_mode.into()),
             mode: u32::from(found.stx_mode) & 0o7777,
             size: found.stx_size,
+            device: u64::from(found.stx_dev_major) << 32 | u64::from(found.stx_dev_minor),
             inode: found.stx_ino,
             links: found.stx_nlink,
             owner: (found.stx_uid, found.stx_gid),

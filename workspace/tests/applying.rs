@@ -9,8 +9,8 @@ use common::{
     sandbox::{Sandbox, contents, copy_tree},
 };
 use sandboxvm_workspace::{
-    ApplyError, ApplyOptions, ConflictKind, Plan, Reason, Recovered, Review, apply, apply_until, plan, recover,
-    recover_until,
+    ApplyError, ApplyOptions, ConflictKind, Left, Plan, PlanError, Reason, Recovered, Review, apply, apply_until, plan,
+    recover, recover_until,
 };
 use std::{
     collections::BTreeMap,
@@ -126,6 +126,7 @@ fn a_kill_at_every_point_is_finished_or_undone() {
                     undone += 1;
                     assert_eq!(contents(&project), before, "seed {seed}, point {point}");
                 }
+                other => panic!("{other:?}"),
             }
             assert!(is_clean(&project, &sandbox));
         }
@@ -348,8 +349,178 @@ fn a_full_disk_leaves_the_project_as_it_was() {
     let review = sandbox.review();
     let before: Contents = contents(&project);
     let error = apply(&review, &planned(&review, &everything()), &sandbox.state).unwrap_err();
+    assert!(matches!(error, ApplyError::NoSpace { needed, .. } if needed == (4 << 20) + 1), "{error}");
+    assert_eq!(contents(&project), before);
+    assert!(is_clean(&project, &sandbox));
+    // Names of one file count once each, since each becomes a file.
+    fs::write(sandbox.overlay.root.join("large"), vec![1; 512 << 10]).unwrap();
+    for number in 0..9 {
+        fs::hard_link(sandbox.overlay.root.join("large"), sandbox.overlay.root.join(format!("l{number}"))).unwrap();
+    }
+    let review = sandbox.review();
+    let error = apply(&review, &planned(&review, &everything()), &sandbox.state).unwrap_err();
+    assert!(matches!(error, ApplyError::NoSpace { .. }), "{error}");
+    // What no sum shows: each of these takes a page.
+    for number in 0..9 {
+        fs::remove_file(sandbox.overlay.root.join(format!("l{number}"))).unwrap();
+    }
+    for number in 0..600 {
+        fs::write(sandbox.overlay.root.join(format!("small{number}")), "1").unwrap();
+    }
+    let review = sandbox.review();
+    let error = apply(&review, &planned(&review, &everything()), &sandbox.state).unwrap_err();
     assert!(error.to_string().contains("No space left"), "{error}");
     assert_eq!(contents(&project), before);
     assert!(is_clean(&project, &sandbox));
     assert_eq!(recover(&sandbox.state).unwrap(), None);
+}
+
+/// Returns the contents of the files in a directory.
+fn files_in(directory: &Path) -> Vec<String> {
+    let mut files: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    files.sort();
+    files
+}
+
+fn kept_in(project: &Path, left: &Left) -> PathBuf {
+    project.join(common::path(left.kept.as_ref().unwrap()))
+}
+
+/// Applies until a checkpoint at which `is_there` is true, and stops there as a kill would.
+fn apply_to(review: &Review, sandbox: &Sandbox, is_there: &dyn Fn() -> bool) {
+    let killed = apply_until(review, &planned(review, &everything()), &sandbox.state, &mut || !is_there());
+    assert!(matches!(killed, Err(ApplyError::Killed)));
+}
+
+#[test]
+fn a_directory_that_moves_after_a_kill_loses_no_file() {
+    for is_whole in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let project = directory.path().join("project");
+        fs::create_dir_all(project.join("src")).unwrap();
+        for name in ["src/a", "src/b"] {
+            fs::write(project.join(name), name).unwrap();
+        }
+        let Some(sandbox) = Sandbox::new(&project, directory.path(), "one") else { return };
+        for name in ["src/a", "src/b"] {
+            fs::write(sandbox.overlay.root.join(name), "new").unwrap();
+        }
+        let review = sandbox.review();
+        let last = project.join(if is_whole { "src/b" } else { "src/a" });
+        apply_to(&review, &sandbox, &|| fs::read_to_string(&last).unwrap() == "new");
+        fs::rename(project.join("src"), project.join("lib")).unwrap();
+        let recovered = recover(&sandbox.state).unwrap().unwrap();
+        assert_eq!(fs::read(project.join("lib/a")).unwrap(), b"new");
+        if is_whole {
+            assert_eq!(recovered, Recovered::Finished);
+            assert!(is_clean(&project, &sandbox));
+            continue;
+        }
+        let Recovered::NotUndone(left) = recovered else { panic!("{recovered:?}") };
+        assert_eq!(left.paths, [b"src/a"]);
+        assert_eq!(files_in(&kept_in(&project, &left)), ["src/a"]);
+        assert_eq!(fs::read(project.join("lib/b")).unwrap(), b"src/b");
+        assert!(recover(&sandbox.state).unwrap().is_none());
+    }
+}
+
+#[test]
+fn undoing_leaves_what_the_host_wrote_and_undoes_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let project = directory.path().join("project");
+    fs::create_dir(&project).unwrap();
+    for name in ["a", "b", "r", "z"] {
+        fs::write(project.join(name), name).unwrap();
+    }
+    let Some(sandbox) = Sandbox::new(&project, directory.path(), "one") else { return };
+    for name in ["a", "b", "new", "z"] {
+        fs::write(sandbox.overlay.root.join(name), "of the sandbox").unwrap();
+    }
+    fs::remove_file(sandbox.overlay.root.join("r")).unwrap();
+    let review = sandbox.review();
+    let result = apply_until(&review, &planned(&review, &everything()), &sandbox.state, &mut || {
+        // In place: the inodes stay.
+        if project.join("new").exists() && fs::read(project.join("z")).unwrap() == b"z" {
+            for name in ["a", "new", "r", "z"] {
+                fs::write(project.join(name), "mine").unwrap();
+            }
+        }
+        true
+    });
+    let Err(ApplyError::NotUndone(left)) = result else { panic!("{result:?}") };
+    assert_eq!(left.paths, [&b"new"[..], b"a", b"r"]);
+    assert_eq!(files_in(&kept_in(&project, &left)), ["a", "r"]);
+    assert!(left.to_string().contains(".sandboxvm-apply-"), "{left}");
+    for (name, content) in [("a", "mine"), ("b", "b"), ("new", "mine"), ("r", "mine"), ("z", "mine")] {
+        assert_eq!(fs::read_to_string(project.join(name)).unwrap(), content, "{name}");
+    }
+    // Nothing else is applied to it until the user looked.
+    assert!(matches!(plan(&review, &everything()), Err(PlanError::OtherApply(_))));
+}
+
+#[test]
+fn a_staging_directory_that_is_gone_is_reported() {
+    let directory = tempfile::tempdir().unwrap();
+    let project = directory.path().join("project");
+    fs::create_dir(&project).unwrap();
+    for name in ["a", "z"] {
+        fs::write(project.join(name), name).unwrap();
+    }
+    let Some(sandbox) = Sandbox::new(&project, directory.path(), "one") else { return };
+    for name in ["a", "z"] {
+        fs::write(sandbox.overlay.root.join(name), "new").unwrap();
+    }
+    let review = sandbox.review();
+    apply_to(&review, &sandbox, &|| fs::read(project.join("a")).unwrap() == b"new");
+    for file in fs::read_dir(&project).unwrap().map(|file| file.unwrap().path()) {
+        if file.is_dir() {
+            fs::remove_dir_all(file).unwrap();
+        }
+    }
+    assert_eq!(recover(&sandbox.state).unwrap(), Some(Recovered::StagingGone { done: 1, steps: 2 }));
+    assert!(is_clean(&project, &sandbox));
+}
+
+#[test]
+fn applied_files_can_be_read_by_their_owner() {
+    let directory = tempfile::tempdir().unwrap();
+    let project = directory.path().join("project");
+    fs::create_dir(&project).unwrap();
+    fs::write(project.join("old"), "old").unwrap();
+    let Some(sandbox) = Sandbox::new(&project, directory.path(), "one") else { return };
+    let root = &sandbox.overlay.root;
+    fs::create_dir(root.join("d")).unwrap();
+    fs::write(root.join("d/new"), "new").unwrap();
+    for name in ["old", "d/new", "d"] {
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0)).unwrap();
+    }
+    let review = sandbox.review();
+    apply(&review, &planned(&review, &everything()), &sandbox.state).unwrap();
+    for (name, mode) in [("old", 0o400), ("d/new", 0o400), ("d", 0o700)] {
+        assert_eq!(fs::metadata(project.join(name)).unwrap().mode() & 0o7777, mode, "{name}");
+    }
+    assert!(planned(&review, &everything()).planned().is_empty());
+}
+
+#[test]
+fn what_the_host_has_makes_a_change_dangerous() {
+    let directory = tempfile::tempdir().unwrap();
+    let project = directory.path().join("project");
+    for name in ["cfg", "b", "c"] {
+        fs::create_dir_all(project.join(name)).unwrap();
+    }
+    symlink("cfg", project.join(".vscode")).unwrap();
+    let Some(sandbox) = Sandbox::new(&project, directory.path(), "one") else { return };
+    for name in ["cfg/tasks.json", "b/config", "c/config", "c/tasks.json"] {
+        fs::write(sandbox.overlay.root.join(name), "x").unwrap();
+    }
+    symlink("cfg", sandbox.overlay.root.join(".cargo")).unwrap();
+    fs::create_dir(project.join("b/objects")).unwrap();
+    let review = sandbox.review();
+    let plan = planned(&review, &everything());
+    let paths: Vec<_> = plan.concerns().iter().map(|concern| concern.path.escape_ascii().to_string()).collect();
+    assert_eq!(paths, [".cargo", "b/config", "cfg/tasks.json"]);
+    let link = plan.planned().iter().find(|planned| planned.path == b".cargo").unwrap();
+    assert_eq!(link.target.as_deref(), Some(&b"cfg"[..]));
 }

@@ -63,6 +63,39 @@ fn every_copy_of_a_changing_project_is_what_an_overlay_of_its_layers_shows() {
 }
 
 #[test]
+fn a_file_that_is_again_as_in_the_lowest_layer_lies_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let (project, cache) = (directory.path().join("project"), directory.path().join("cache"));
+    fs::create_dir(&project).unwrap();
+    for number in 0..9 {
+        fs::write(project.join(format!("f{number}")), format!("content of {number}")).unwrap();
+    }
+    let mut layers = Vec::new();
+    for mode in [0o644, 0o755, 0o644] {
+        fs::set_permissions(project.join("f4"), fs::Permissions::from_mode(mode)).unwrap();
+        let copied = copy_in(&project, &cache, OWNER, &options()).unwrap();
+        assert_contents(&Index::read(&copied.index).unwrap(), &copied.layers, &project);
+        layers.push(copied.layers.len());
+    }
+    assert_eq!(layers, [1, 2, 1]);
+}
+
+#[test]
+fn copies_in_one_tick_of_the_clock_have_layers_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let (project, cache) = (directory.path().join("project"), directory.path().join("cache"));
+    fs::create_dir(&project).unwrap();
+    for number in 0..9 {
+        fs::write(project.join(format!("f{number}")), format!("content of {number}")).unwrap();
+    }
+    for round in 0..30 {
+        fs::write(project.join("f4"), format!("content {round}")).unwrap();
+        let copied = copy_in(&project, &cache, OWNER, &options()).unwrap();
+        assert_contents(&Index::read(&copied.index).unwrap(), &copied.layers, &project);
+    }
+}
+
+#[test]
 fn only_what_is_safe_in_the_guest_is_copied() {
     let directory = tempfile::tempdir().unwrap();
     let (project, cache) = (directory.path().join("project"), directory.path().join("cache"));
@@ -88,6 +121,7 @@ fn only_what_is_safe_in_the_guest_is_copied() {
     assert_eq!(names, ["etc", "link", "tool"]);
     assert_eq!(index.entries[&b"tool"[..]].mode, 0o755);
     assert_eq!(copied.left_out, 2);
+    assert!(copied.is_half_applied);
 }
 
 #[test]

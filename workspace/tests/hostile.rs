@@ -19,6 +19,10 @@ fn index(files: &[&str]) -> Index {
 }
 
 fn read(index: &Index, entries: &[(&str, Kind)]) -> Result<Changes, LayerError> {
+    examine(index, &pack(entries)[..], &LayerLimits::default())
+}
+
+fn pack(entries: &[(&str, Kind)]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new());
     for (path, kind) in entries {
         let (kind, modified) = (kind.clone(), Timestamp::default());
@@ -29,7 +33,7 @@ fn read(index: &Index, entries: &[(&str, Kind)]) -> Result<Changes, LayerError> 
         writer.content(&vec![b'x'; size as usize]).unwrap();
         writer.end().unwrap();
     }
-    examine(index, &writer.finish().unwrap()[..], &LayerLimits::default())
+    writer.finish().unwrap()
 }
 
 fn file(size: u64) -> Kind {
@@ -47,6 +51,7 @@ fn paths_out_of_the_project_are_refused() {
         assert!(read(&index, &[(path, file(1))]).is_err(), "{path}");
         assert!(read(&index, &[("f", file(1)), ("l", Kind::HardLink(path.into()))]).is_err(), "{path}");
     }
+    assert!(read(&index, &[(".sandboxvm-apply-0/new-0", file(1))]).is_err(), "files of an apply");
     // A leading slash is the root of the project.
     let changes = read(&index, &[("/etc/passwd", file(1))]).unwrap();
     let paths: Vec<_> = changes.files.iter().map(|change| change.path.escape_ascii().to_string()).collect();
@@ -95,11 +100,31 @@ fn devices_sparse_files_and_unknown_kinds_are_no_changes() {
 #[test]
 fn git_is_found_in_every_spelling() {
     let index = index(&["a"]);
-    let names = [".git/config", ".GIT/config", "sub/.Git/hooks/x", "module/.git"];
+    let names = [".git/config", ".GIT/config", "sub/.Git/hooks/x", "module/.git", ".g\u{200c}it/config"];
     let changes = read(&index, &names.map(|name| (name, file(1)))).unwrap();
     let is_git = |path: &[u8]| path.to_ascii_lowercase().windows(4).any(|part| part == b".git");
     assert!(changes.files.iter().all(|change| !is_git(&change.path)));
-    assert_eq!(changes.git.len(), 8);
+    assert_eq!(changes.git.len(), 10);
+}
+
+#[test]
+fn directories_without_entries_count_as_entries() {
+    let index = index(&["a"]);
+    let names: Vec<_> =
+        (0..100).map(|number| format!("{}{number}/f", "d/".repeat(200).replace('d', &number.to_string()))).collect();
+    let entries: Vec<_> = names.iter().map(|name| (&name[..], file(0))).collect();
+    let archive = pack(&entries);
+    let limits = |entries, name_bytes| LayerLimits { entries, name_bytes };
+    let read = |limits: LayerLimits| examine(&index, &archive[..], &limits);
+    // Each entry has 201 directories above it, which have some 200 bytes each.
+    let changes = read(limits(100 * 202, 10 << 20)).unwrap();
+    assert_eq!(changes.files.len(), 100 * 202);
+    for limits in [limits(100 * 202 - 1, 10 << 20), limits(1 << 20, 1 << 20)] {
+        assert!(matches!(read(limits), Err(LayerError::TooMany { .. })));
+    }
+    // A directory with an entry counts once.
+    let archive = pack(&[("d", Kind::Directory), ("d/e", Kind::Directory), ("d/e/f", file(0)), ("d/e/g", file(0))]);
+    assert!(examine(&index, &archive[..], &limits(4, 99)).is_ok());
 }
 
 #[test]

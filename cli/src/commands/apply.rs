@@ -62,7 +62,8 @@ impl Apply {
         }
         for planned in plan.planned() {
             let merged = if planned.is_merged { " (merged)" } else { "" };
-            eprint!("{}", show::line(planned.kind, &format!("{}{merged}", show::path(&planned.path))));
+            let target = planned.target.as_deref().map(show::target).unwrap_or_default();
+            eprint!("{}", show::line(planned.kind, &format!("{}{target}{merged}", show::path(&planned.path))));
         }
         let root = plan.root().display();
         if !workspace::agrees(&format!("apply {} to {root}?", changes(count)), self.yes)? {
@@ -146,6 +147,7 @@ fn conflict_text(conflict: &Conflict) -> String {
         ConflictKind::Mode => "both sides changed its permissions",
         ConflictKind::Special => "the host has a device, socket, pipe or mount point there",
         ConflictKind::Blocked => "a directory of the path is a symbolic link, a file or a mount point on the host",
+        ConflictKind::OtherCase => "the host has the same file under a name that differs only by case",
         ConflictKind::NotEmpty => "the directory has files on the host that the sandbox never had",
     };
     let given = conflict.given.as_ref();

@@ -103,6 +103,12 @@ impl WorkspaceOptions {
                 copied.left_out
             );
         }
+        if copied.is_half_applied {
+            eprintln!(
+                "sandboxvm: warning: the directory has .sandboxvm-apply-*: an apply was interrupted, or is running, and \
+                 some files may be old"
+            );
+        }
         let spec = WorkspaceSpec { slots: copied.layers.clone(), index: Some(copied.index.clone()), ..spec };
         Ok(Some(Workspace { spec, _copied: copied }))
     }

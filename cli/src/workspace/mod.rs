@@ -5,7 +5,7 @@ pub(crate) mod show;
 
 use crate::{failure::Failure, options::supervision, output::progress};
 use rustix::fs::{Mode, OFlags};
-use sandboxvm_manager::{Sandbox, State};
+use sandboxvm_manager::{Sandbox, State, one_line};
 use sandboxvm_workspace::{Recovered, ReviewFiles, recover};
 use std::{
     fs::File,
@@ -37,6 +37,12 @@ pub(crate) fn settle(sandbox: &Sandbox) -> Result<(), Failure> {
     match recover(&directory)? {
         Some(Recovered::Finished) => eprintln!("sandboxvm: finished an interrupted apply"),
         Some(Recovered::Undone) => eprintln!("sandboxvm: undid an interrupted apply: the directory has its old files"),
+        Some(Recovered::NotUndone(left)) => {
+            eprintln!("sandboxvm: undid an interrupted apply, except at {}", one_line(&left.to_string()));
+        }
+        Some(Recovered::StagingGone { done, steps }) => eprintln!(
+            "sandboxvm: gave an interrupted apply up: its staging directory is gone; {done} of {steps} steps are done"
+        ),
         None => {}
     }
     Ok(())

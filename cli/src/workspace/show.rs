@@ -18,6 +18,11 @@ pub(crate) fn path(path: &[u8]) -> String {
     one_line(&String::from_utf8_lossy(path))
 }
 
+/// Returns where a symbolic link leads, to be shown behind its path.
+pub(crate) fn target(target: &[u8]) -> String {
+    format!(" -> {}", path(target))
+}
+
 /// Returns the kind of a change as one word.
 pub(crate) fn word(kind: ChangeKind) -> &'static str {
     match kind {
@@ -54,6 +59,9 @@ pub(crate) fn list(changes: &Changes) -> String {
         }
         if let Some(from) = &change.from {
             shown = format!("{} -> {shown}", path(from));
+        }
+        if let Some(State { kind: Kind::Symlink(to), .. }) = &change.new {
+            shown.push_str(&target(to));
         }
         if let (Some(old), Some(new)) = (&change.old, &change.new) {
             if kind(old) != kind(new) {
@@ -271,8 +279,8 @@ mod tests {
         let expected = "added     a\\u{1b}[2J\\nsandboxvm: x\n\
                         renamed   b\u{fffd} -> c\u{fffd} (600 -> 644)\n\
                         deleted   d/\n\
-                        type      e (file -> symlink)\n\
-                        modified  f\n";
+                        type      e -> to (file -> symlink)\n\
+                        modified  f -> elsewhere\n";
         assert_eq!(text, expected);
     }
 

@@ -10,11 +10,12 @@ use super::{
 };
 use crate::{
     beneath::{Root, look_at, split},
+    index::Kind,
     review::layer::State,
 };
 use rustix::{
-    fd::{AsFd, OwnedFd},
-    fs::{Dir, Mode, OFlags, RenameFlags, fchmod},
+    fd::{AsFd, AsRawFd, OwnedFd},
+    fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, chmod, unlinkat},
     io::Errno,
 };
 
@@ -49,13 +50,50 @@ impl Executor<'_> {
         Ok(None)
     }
 
-    /// Undoes all steps that were done.
-    pub(super) fn undo(&mut self, steps: &[Entry]) -> Result<(), ApplyError> {
+    /// Undoes all steps that were done, and returns the paths of those that could not be undone.
+    pub(super) fn undo(&mut self, steps: &[Entry]) -> Result<Vec<Vec<u8>>, ApplyError> {
+        let mut left = Vec::new();
         for (number, step) in steps.iter().enumerate().rev() {
             self.check()?;
-            self.undo_step(number, step).map_err(failed("undo the change of", &step.path))?;
+            if !self.undo_step(number, step).unwrap_or(false) {
+                left.push(step.path.clone());
+            }
         }
-        Ok(())
+        Ok(left)
+    }
+
+    /// Removes the staging directory after undoing. What is not the staged file is the host's and stays, with
+    /// the directory. Returns true if that was removed.
+    pub(super) fn clean(&mut self, steps: &[Entry]) -> Result<bool, Errno> {
+        for (number, step) in steps.iter().enumerate() {
+            let (Action::Create { inode, new } | Action::Replace { inode, new, .. }) = &step.action else { continue };
+            let name = new_file(number);
+            if self.is_own(&name, *inode)? && self.is_staged(&name, new)? {
+                self.staging.unlink(&name)?;
+            }
+        }
+        match unlinkat(self.root.directory(b"")?, self.name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(true),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Returns how many steps the project shows as done.
+    pub(super) fn count_done(root: &Root, steps: &[Entry]) -> Result<u64, Errno> {
+        let mut done = 0;
+        for step in steps {
+            let found = host::look(root, &step.path)?;
+            done += u64::from(match (&step.action, &found) {
+                (Action::Remove(_) | Action::RemoveDirectory, found) => *found == Found::Nothing,
+                (Action::Create { new, .. } | Action::Replace { new, .. }, Found::File(file)) => {
+                    file.state.has_same_content(new)
+                }
+                (Action::Mode { to, .. }, Found::File(file)) => file.state.mode == *to,
+                _ => false,
+            });
+        }
+        Ok(done)
     }
 
     pub(super) fn check(&mut self) -> Result<(), ApplyError> {
@@ -67,10 +105,18 @@ impl Executor<'_> {
         let directory = match self.root.directory(above) {
             Ok(directory) => directory,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
-                // A directory that was to be removed may be gone with all that is in it.
-                let is_gone =
-                    matches!(step.action, Action::RemoveDirectory) || self.staging.look(&old_file(number))?.is_some();
-                return Ok(Ok(if is_gone { Outcome::Done } else { Outcome::Conflict }));
+                // The step may be done, and the directory was moved or removed since.
+                let (new, old) = (new_file(number), old_file(number));
+                let is_done = match &step.action {
+                    Action::RemoveDirectory => true,
+                    Action::Remove(was) => self.staging.look(&old)?.is_some() && self.is_staged(&old, was)?,
+                    Action::Create { .. } => self.staging.look(&new)?.is_none(),
+                    Action::Replace { inode, was, .. } => {
+                        self.is_exchanged(&new, *inode)? && self.is_staged(&new, was)?
+                    }
+                    Action::Mode { .. } => false,
+                };
+                return Ok(Ok(if is_done { Outcome::Done } else { Outcome::Conflict }));
             }
             Err(errno) => return Err(errno),
         };
@@ -114,9 +160,10 @@ impl Executor<'_> {
                 }
                 outcome(is_there(self.staging.give(&new, &directory, name, RenameFlags::NOREPLACE))?)
             }
-            Action::Replace { inode, was } => {
-                let is_exchanged = self.staging.look(&new)?.is_some_and(|about| about.inode != *inode);
-                if !is_exchanged && !is_there(self.staging.give(&new, &directory, name, RenameFlags::EXCHANGE))? {
+            Action::Replace { inode, was, .. } => {
+                if !self.is_exchanged(&new, *inode)?
+                    && !is_there(self.staging.give(&new, &directory, name, RenameFlags::EXCHANGE))?
+                {
                     return outcome(false);
                 }
                 if let Err(killed) = self.check() {
@@ -126,7 +173,7 @@ impl Executor<'_> {
             }
             Action::Mode { from, to } => match self.open(&directory, name)? {
                 Some((file, mode)) if mode == *from || mode == *to => {
-                    fchmod(&file, Mode::from_raw_mode(*to))?;
+                    change_mode(&file, *to)?;
                     outcome(true)
                 }
                 _ => outcome(false),
@@ -134,59 +181,91 @@ impl Executor<'_> {
         }
     }
 
-    fn undo_step(&mut self, number: usize, step: &Entry) -> Result<(), Errno> {
+    /// Undoes a step if it was done. Returns false if it cannot be undone.
+    fn undo_step(&mut self, number: usize, step: &Entry) -> Result<bool, Errno> {
         let (above, name) = split(&step.path);
         let (new, old) = (new_file(number), old_file(number));
+        let is_done = match &step.action {
+            Action::Remove(_) | Action::RemoveDirectory => self.staging.look(&old)?.is_some(),
+            Action::Create { .. } => self.staging.look(&new)?.is_none(),
+            Action::Replace { inode, .. } => self.is_exchanged(&new, *inode)?,
+            Action::Mode { .. } => true,
+        };
+        if !is_done {
+            return Ok(true);
+        }
         let directory = match self.root.directory(above) {
             Ok(directory) => directory,
-            // Nothing was done below a directory that is not there.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) if self.staging.look(&old)?.is_none() => {
-                return Ok(());
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
+                // Otherwise what the host had is in the staging directory.
+                return Ok(matches!(step.action, Action::Create { .. } | Action::Mode { .. }));
             }
             Err(errno) => return Err(errno),
         };
-        let inode = match look_at(directory.as_fd(), name) {
-            Ok(about) => Some(about.inode),
-            Err(Errno::NOENT) => None,
-            Err(errno) => return Err(errno),
+        let is_there = |inode: u64| match look_at(directory.as_fd(), name) {
+            Ok(about) => Ok(about.inode == inode),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno),
         };
         match &step.action {
             Action::Remove(_) | Action::RemoveDirectory => {
-                if self.staging.look(&old)?.is_some() {
-                    self.staging.give(&old, &directory, name, RenameFlags::NOREPLACE)?;
+                self.staging.give(&old, &directory, name, RenameFlags::NOREPLACE)?;
+            }
+            Action::Create { inode, new: state } => {
+                if !is_there(*inode)? {
+                    return Ok(true);
+                }
+                if !self.has(&step.path, state)? {
+                    return Ok(false);
+                }
+                self.staging.take(&directory, name, &new, RenameFlags::NOREPLACE)?;
+                let is_right = match state.kind {
+                    Kind::Directory => self.is_empty_directory(&new)?,
+                    _ => self.is_staged(&new, state)?,
+                };
+                if !is_right {
+                    // The host wrote to it, or put files into it: it stays.
+                    self.staging.give(&new, &directory, name, RenameFlags::NOREPLACE)?;
+                    return Ok(false);
                 }
             }
-            Action::Create { inode: staged } => {
-                if self.staging.look(&new)?.is_none() && inode == Some(*staged) {
-                    self.staging.take(&directory, name, &new, RenameFlags::NOREPLACE)?;
-                    let about = self.staging.look(&new)?;
-                    let is_directory = about.is_some_and(|about| about.kind == rustix::fs::FileType::Directory);
-                    if is_directory && !self.is_empty_directory(&new)? {
-                        // The host put files into it meanwhile: it stays.
-                        self.staging.give(&new, &directory, name, RenameFlags::NOREPLACE)?;
-                    }
+            Action::Replace { inode, new: state, .. } => {
+                if !is_there(*inode)? || !self.has(&step.path, state)? {
+                    return Ok(false);
                 }
-            }
-            Action::Replace { inode: staged, .. } => {
-                let is_exchanged = self.staging.look(&new)?.is_some_and(|about| about.inode != *staged);
-                if is_exchanged && inode == Some(*staged) {
+                self.staging.give(&new, &directory, name, RenameFlags::EXCHANGE)?;
+                if !self.is_staged(&new, state)? {
                     self.staging.give(&new, &directory, name, RenameFlags::EXCHANGE)?;
+                    return Ok(false);
                 }
             }
             Action::Mode { from, to } => {
                 if let Some((file, _)) = self.open(&directory, name)?.filter(|(_, mode)| mode == to) {
-                    fchmod(&file, Mode::from_raw_mode(*from))?;
+                    change_mode(&file, *from)?;
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Returns true if a file of the staging directory is what the host had.
-    fn is_staged(&self, name: &[u8], was: &State) -> Result<bool, Errno> {
-        let path = [self.name, b"/", name].concat();
-        Ok(match host::look(self.root, &path)? {
-            Found::File(found) => found.state.has_same_content(was),
+    /// Returns true if the staged file `name` is in its place, and the old one here.
+    fn is_exchanged(&self, name: &[u8], inode: u64) -> Result<bool, Errno> {
+        Ok(self.staging.look(name)?.is_some_and(|about| about.inode != inode))
+    }
+
+    /// Returns true if `name` in the staging directory is the staged file.
+    fn is_own(&self, name: &[u8], inode: u64) -> Result<bool, Errno> {
+        Ok(self.staging.look(name)?.is_some_and(|about| about.inode == inode))
+    }
+
+    /// Returns true if a file of the staging directory has this content.
+    fn is_staged(&self, name: &[u8], state: &State) -> Result<bool, Errno> {
+        self.has(&[self.name, b"/", name].concat(), state)
+    }
+
+    fn has(&self, path: &[u8], state: &State) -> Result<bool, Errno> {
+        Ok(match host::look(self.root, path)? {
+            Found::File(found) => found.state.has_same_content(state),
             _ => false,
         })
     }
@@ -206,12 +285,12 @@ impl Executor<'_> {
         Ok(true)
     }
 
-    /// Opens a file or directory of the project, and returns its permissions.
+    /// Opens a file or directory of the project for [`change_mode`], and returns its permissions.
     fn open(&self, directory: &OwnedFd, name: &[u8]) -> Result<Option<(OwnedFd, u32)>, Errno> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
             Ok(file) => file,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(None),
+            Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(errno),
         };
         let about = look_at(file.as_fd(), b"")?;
@@ -221,6 +300,11 @@ impl Executor<'_> {
             _ => None,
         })
     }
+}
+
+/// Changes the permissions of a file that is open as a path: it may be unreadable.
+fn change_mode(file: &OwnedFd, mode: u32) -> Result<(), Errno> {
+    chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), Mode::from_raw_mode(mode))
 }
 
 fn failed(step: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> ApplyError {

@@ -1,8 +1,14 @@
 //! The journal of one apply, in the directory of the sandbox. Owns its bytes and how it is replaced: each
 //! version is synced and renamed, so a reader finds the last complete one.
 
-use crate::review::layer::State;
-use rustix::fs::{FlockOperation, OFlags, flock, fsync};
+use crate::{
+    beneath::{Root, look_at},
+    review::layer::State,
+};
+use rustix::{
+    fd::AsFd,
+    fs::{FlockOperation, OFlags, flock, fstatvfs, fsync},
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -12,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const MAGIC: &[u8; 8] = b"svmwsap1";
+const MAGIC: &[u8; 8] = b"svmwsap2";
 const DIGEST: usize = 32;
 
 /// How far an apply is.
@@ -33,12 +39,14 @@ pub(crate) enum Phase {
 pub(crate) enum Action {
     Remove(State),
     RemoveDirectory,
-    /// `inode` is that of the staged file.
+    /// `inode` is that of the staged file, which has the content `new`.
     Create {
         inode: u64,
+        new: State,
     },
     Replace {
         inode: u64,
+        new: State,
         was: State,
     },
     Mode {
@@ -54,12 +62,35 @@ pub(crate) struct Entry {
     pub(crate) action: Action,
 }
 
+/// Which directory a project is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    device: u64,
+    file_system: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(crate) fn of(root: &Root) -> io::Result<Self> {
+        let directory = root.directory(b"")?;
+        let about = look_at(directory.as_fd(), b"")?;
+        Ok(Self { device: about.device, file_system: fstatvfs(&directory)?.f_fsid, inode: about.inode })
+    }
+
+    /// Returns true if both are one directory. A device may have another number after the host booted, and not
+    /// all file systems have an ID that stays.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let is_same_system = self.file_system != 0 && self.file_system == other.file_system;
+        self.inode == other.inode && (self.device == other.device || is_same_system)
+    }
+}
+
 /// The journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Journal {
-    /// Absolute path of the project, and the inode number that it has to have.
+    /// Absolute path of the project, and what it has to be.
     pub(crate) root: Vec<u8>,
-    pub(crate) inode: u64,
+    pub(crate) identity: Identity,
     /// Name of the staging directory in the project.
     pub(crate) staging: Vec<u8>,
     pub(crate) phase: Phase,
@@ -127,5 +158,22 @@ impl Place {
 
     fn sync(&self) -> io::Result<()> {
         Ok(fsync(File::open(&self.directory)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Identity;
+
+    #[test]
+    fn a_project_is_recognised_by_its_file_system_too() {
+        let project = Identity { device: 1, file_system: 2, inode: 3 };
+        for same in [project, Identity { device: 9, ..project }, Identity { file_system: 9, ..project }] {
+            assert!(project.is_same(&same), "{same:?}");
+        }
+        let other = Identity { device: 9, file_system: 9, ..project };
+        assert!(!project.is_same(&other) && !project.is_same(&Identity { inode: 9, ..project }));
+        let unknown = Identity { file_system: 0, ..project };
+        assert!(!unknown.is_same(&Identity { device: 9, ..unknown }));
     }
 }

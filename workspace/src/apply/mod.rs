@@ -15,26 +15,45 @@ mod merge;
 pub(crate) mod plan;
 mod staging;
 
-pub use error::ApplyError;
+pub use error::{ApplyError, Left};
 
-use crate::{
-    beneath::{Root, look_at},
-    review::Review,
-};
+use crate::{beneath::Root, review::Review};
 use execute::{Checkpoint, Executor};
-use journal::{Action, Entry, Journal, Phase, Place};
+use journal::{Action, Entry, Identity, Journal, Phase, Place};
 use plan::{Plan, Step};
-use rustix::fd::AsFd;
+use rustix::fs::fstatvfs;
 use staging::Staging;
 use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path};
 
 /// What became of an apply that was killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recovered {
     /// All of its changes are in the project.
     Finished,
     /// None of its changes are in the project.
     Undone,
+    /// It was undone, except for these paths.
+    NotUndone(Left),
+    /// Its staging directory is gone, which only the user can have removed. What was done stays.
+    StagingGone {
+        /// Number of steps that the project shows.
+        done: u64,
+        /// Number of all steps.
+        steps: u64,
+    },
+}
+
+/// How steps ended.
+enum End {
+    Finished,
+    /// `conflict` is the path of the first conflict, if one was found now.
+    Undone {
+        conflict: Option<Vec<u8>>,
+        left: Left,
+    },
+    StagingGone {
+        done: u64,
+    },
 }
 
 /// Does what a plan says, all or nothing. `state` is the directory of the sandbox, which gets the journal.
@@ -69,10 +88,13 @@ pub fn apply_until(
         return Ok(());
     }
     let in_root = |step| root_error(step, b".");
-    let about = plan.root.directory(b"").and_then(|root| look_at(root.as_fd(), b""));
+    let (needed, free) = (plan.needed(), free(&plan.root).map_err(in_root("look at"))?);
+    if needed > free {
+        return Err(ApplyError::NoSpace { needed, free });
+    }
     let mut journal = Journal {
         root: plan.root.path().as_os_str().as_bytes().to_vec(),
-        inode: about.map_err(io::Error::from).map_err(in_root("look at"))?.inode,
+        identity: Identity::of(&plan.root).map_err(in_root("look at"))?,
         staging: staging::new_name().map_err(in_root("name a directory in"))?,
         phase: Phase::Staging,
         count: plan.steps.len() as u64,
@@ -92,8 +114,10 @@ pub fn apply_until(
     journal.phase = Phase::Applying;
     place.write(&journal).map_err(in_journal("write"))?;
     match run(&plan.root, &place, journal, checkpoint)? {
-        None => Ok(()),
-        Some(path) => Err(ApplyError::Changed(path)),
+        End::Finished => Ok(()),
+        End::Undone { left, .. } if !left.paths.is_empty() => Err(ApplyError::NotUndone(left)),
+        End::Undone { conflict, .. } => Err(ApplyError::Changed(conflict.unwrap_or_default())),
+        End::StagingGone { done } => Err(ApplyError::StagingGone { done, steps: plan.steps.len() as u64 }),
     }
 }
 
@@ -116,16 +140,20 @@ pub fn recover_until(state: &Path, checkpoint: &mut dyn FnMut() -> bool) -> Resu
     let Some(journal) = place.read().map_err(in_journal("read"))? else { return Ok(None) };
     let path = Path::new(OsStr::from_bytes(&journal.root));
     let root = Root::open(path).map_err(root_error("open", &journal.root))?;
-    let about = root.directory(b"").and_then(|root| look_at(root.as_fd(), b""));
-    if about.map_err(io::Error::from).map_err(root_error("look at", b"."))?.inode != journal.inode {
+    if !Identity::of(&root).map_err(root_error("look at", b"."))?.is_same(&journal.identity) {
         return Err(ApplyError::OtherRoot(path.to_owned()));
     }
     match journal.phase {
         Phase::Staging => clean(&root, &place, &journal, checkpoint).map(|()| Some(Recovered::Undone)),
         Phase::Cleaning => clean(&root, &place, &journal, checkpoint).map(|()| Some(Recovered::Finished)),
         Phase::Applying | Phase::Undoing => {
-            let conflict = run(&root, &place, journal, checkpoint)?;
-            Ok(Some(if conflict.is_some() { Recovered::Undone } else { Recovered::Finished }))
+            let steps = journal.steps.len() as u64;
+            Ok(Some(match run(&root, &place, journal, checkpoint)? {
+                End::Finished => Recovered::Finished,
+                End::Undone { left, .. } if !left.paths.is_empty() => Recovered::NotUndone(left),
+                End::Undone { .. } => Recovered::Undone,
+                End::StagingGone { done } => Recovered::StagingGone { done, steps },
+            }))
         }
     }
 }
@@ -135,65 +163,71 @@ fn stage(review: &Review, plan: &Plan, journal: &mut Journal, checkpoint: Checkp
     let staging = Staging::create(&plan.root, &journal.staging).map_err(root_error("make a directory in", b"."))?;
     for (number, (path, step)) in plan.steps.iter().enumerate() {
         stop(checkpoint)?;
-        let inode = staging.prepare(number, path, step, review, &plan.root);
-        let inode = inode.map_err(root_error("write", path))?.unwrap_or(0);
-        let action = match step {
-            Step::Remove(was) => Action::Remove(was.clone()),
-            Step::RemoveDirectory => Action::RemoveDirectory,
-            Step::Create { .. } => Action::Create { inode },
-            Step::Replace { was, .. } => Action::Replace { inode, was: was.clone() },
-            Step::Mode { from, to } => Action::Mode { from: *from, to: *to },
+        let staged = staging.prepare(number, path, step, review, &plan.root).map_err(root_error("write", path))?;
+        let action = match (step, staged) {
+            (Step::Remove(was), _) => Action::Remove(was.clone()),
+            (Step::RemoveDirectory, _) => Action::RemoveDirectory,
+            (Step::Create { .. }, Some((inode, new))) => Action::Create { inode, new },
+            (Step::Replace { was, .. }, Some((inode, new))) => Action::Replace { inode, new, was: was.clone() },
+            (Step::Mode { from, to }, _) => Action::Mode { from: *from, to: *to },
+            // It was removed at once.
+            (Step::Create { .. } | Step::Replace { .. }, None) => {
+                return Err(root_error("write", path)(io::ErrorKind::NotFound.into()));
+            }
         };
         journal.steps.push(Entry { path: path.clone(), action });
     }
     staging.sync().map_err(root_error("sync", b"."))
 }
 
-/// Does the steps, or undoes them after a conflict, whose path it returns.
-fn run(
-    root: &Root,
-    place: &Place,
-    mut journal: Journal,
-    checkpoint: Checkpoint<'_>,
-) -> Result<Option<Vec<u8>>, ApplyError> {
+/// Does the steps, or undoes them after a conflict.
+fn run(root: &Root, place: &Place, mut journal: Journal, checkpoint: Checkpoint<'_>) -> Result<End, ApplyError> {
     let in_journal = |step| journal_error(step, place.directory());
     let staging = Staging::open(root, &journal.staging).map_err(root_error("open", &journal.staging))?;
     let Some(staging) = staging else {
-        // Only the user can have removed it. What was done stays.
+        let done = Executor::count_done(root, &journal.steps).map_err(io::Error::from);
+        let done = done.map_err(root_error("look at", b"."))?;
         place.remove().map_err(in_journal("remove"))?;
-        return Ok((journal.phase == Phase::Undoing).then(Vec::new));
+        return Ok(End::StagingGone { done });
     };
     let name = journal.staging.clone();
     let mut executor = Executor { root, name: &name, staging: &staging, checkpoint };
-    let mut conflict = None;
+    let (mut conflict, mut failure) = (None, None);
     if journal.phase == Phase::Applying {
-        conflict = match executor.all(&journal.steps) {
-            Err(ApplyError::File { path, error, step }) => {
-                // The file system refuses a step: none is to stay.
-                journal.phase = Phase::Undoing;
-                place.write(&journal).map_err(in_journal("write"))?;
-                executor.undo(&journal.steps)?;
-                clean(root, place, &journal, executor.checkpoint)?;
-                return Err(ApplyError::File { step, path, error });
-            }
-            done => done?,
-        };
-        if conflict.is_some() {
+        match executor.all(&journal.steps) {
+            // The file system refuses a step: none is to stay.
+            Err(error @ ApplyError::File { .. }) => failure = Some(error),
+            done => conflict = done?,
+        }
+        if conflict.is_some() || failure.is_some() {
             journal.phase = Phase::Undoing;
             place.write(&journal).map_err(in_journal("write"))?;
         }
     }
     if journal.phase == Phase::Undoing {
         executor.check()?;
-        executor.undo(&journal.steps)?;
-        clean(root, place, &journal, executor.checkpoint)?;
-        return Ok(Some(conflict.unwrap_or_default()));
+        let left = undo(&mut executor, place, &journal)?;
+        return match failure {
+            Some(error) if left.paths.is_empty() => Err(error),
+            _ => Ok(End::Undone { conflict, left }),
+        };
     }
     staging.sync().map_err(root_error("sync", b"."))?;
     journal.phase = Phase::Cleaning;
     place.write(&journal).map_err(in_journal("write"))?;
     clean(root, place, &journal, checkpoint)?;
-    Ok(None)
+    Ok(End::Finished)
+}
+
+/// Undoes the steps, and removes the journal, and the staging directory unless it has files of the host.
+fn undo(executor: &mut Executor<'_>, place: &Place, journal: &Journal) -> Result<Left, ApplyError> {
+    let paths = executor.undo(&journal.steps)?;
+    executor.check()?;
+    let removed = executor.clean(&journal.steps).map_err(io::Error::from);
+    let is_removed = removed.map_err(root_error("remove", &journal.staging))?;
+    executor.check()?;
+    place.remove().map_err(journal_error("remove", place.directory()))?;
+    Ok(Left { paths, kept: (!is_removed).then(|| journal.staging.clone()) })
 }
 
 /// Removes the staging directory, and then the journal.
@@ -206,6 +240,12 @@ fn clean(root: &Root, place: &Place, journal: &Journal, checkpoint: Checkpoint<'
     }
     stop(checkpoint)?;
     place.remove().map_err(journal_error("remove", place.directory()))
+}
+
+/// Returns the free space of the file system of a project in bytes.
+fn free(root: &Root) -> io::Result<u64> {
+    let about = fstatvfs(root.directory(b"")?)?;
+    Ok(about.f_bavail.saturating_mul(about.f_frsize))
 }
 
 fn stop(checkpoint: Checkpoint<'_>) -> Result<(), ApplyError> {

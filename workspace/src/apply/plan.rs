@@ -2,12 +2,12 @@
 //! these decisions; it only reads the project.
 
 use super::{
-    concerns::{self, Concern},
-    host::{self, Found, HostFile},
+    concerns::{self, Concern, Surroundings},
+    host::{self, Found, HostFile, Names},
     merge::merge,
 };
 use crate::{
-    beneath::Root,
+    beneath::{Root, STAGING_PREFIX, look_at},
     index::Kind,
     review::{
         Extent, Review,
@@ -17,7 +17,7 @@ use crate::{
         lines,
     },
 };
-use rustix::{fs::Dir, io::Errno};
+use rustix::{fd::AsFd, fs::Dir, io::Errno};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -54,6 +54,9 @@ pub enum PlanError {
         /// The reason.
         error: io::Error,
     },
+    /// Another apply to the same project was interrupted, or is running.
+    #[error("the directory has \"{}\", which belongs to another apply", .0.escape_ascii())]
+    OtherApply(Vec<u8>),
     /// The sandbox has no changes at a path that was named.
     #[error("the sandbox has no changes at \"{}\"", .0.escape_ascii())]
     NoChanges(Vec<u8>),
@@ -87,6 +90,8 @@ pub struct Planned {
     pub kind: ChangeKind,
     /// The content is joined from both sides.
     pub is_merged: bool,
+    /// Where it leads, if it is to be a symbolic link.
+    pub target: Option<Vec<u8>>,
 }
 
 /// Why a path cannot be applied.
@@ -100,6 +105,8 @@ pub enum ConflictKind {
     Special,
     /// A directory of the path is a symbolic link, a file or a mount point on the host.
     Blocked,
+    /// The file system of the host ignores case, and has the same file for another path of the changes.
+    OtherCase,
     /// The directory is replaced by a file, but has files on the host that the sandbox never had.
     NotEmpty,
 }
@@ -159,6 +166,18 @@ impl Plan {
         self.already
     }
 
+    /// Returns the size of all new contents in bytes.
+    pub(crate) fn needed(&self) -> u64 {
+        let size = |state: &State| if let Kind::File(content) = &state.kind { content.size } else { 0 };
+        let sizes = self.steps.iter().map(|(_, step)| match step {
+            Step::Create { source, .. } | Step::Replace { source, .. } => match source {
+                Source::Sandbox(state) | Source::Merge { new: state, .. } => size(state),
+            },
+            _ => 0,
+        });
+        sizes.fold(0, u64::saturating_add)
+    }
+
     /// Returns the project.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -177,6 +196,9 @@ pub fn plan(review: &Review, options: &ApplyOptions) -> Result<Plan, PlanError> 
     use std::os::unix::ffi::OsStrExt;
     let path = Path::new(std::ffi::OsStr::from_bytes(&review.index().root));
     let root = Root::open(path).map_err(|error| PlanError::Root { path: path.to_owned(), error })?;
+    if let Some(staging) = staging_in(&root).map_err(|error| PlanError::Root { path: path.to_owned(), error })? {
+        return Err(PlanError::OtherApply(staging));
+    }
     let mut planner = Planner {
         review,
         root,
@@ -190,7 +212,17 @@ pub fn plan(review: &Review, options: &ApplyOptions) -> Result<Plan, PlanError> 
         conflicts: Vec::new(),
         concerns: Vec::new(),
         already: 0,
+        surroundings: Surroundings::default(),
+        names: Names::default(),
     };
+    for (path, entry) in &review.index().entries {
+        planner.surroundings.add(path, &entry.kind);
+    }
+    for change in &review.changes().files {
+        if let Some(new) = &change.new {
+            planner.surroundings.add(&change.path, &new.kind);
+        }
+    }
     let pairs = planner.pairs.clone();
     for (path, pair) in &pairs {
         planner.one(path, *pair).map_err(|error| PlanError::File { path: path.to_vec(), error })?;
@@ -202,6 +234,17 @@ pub fn plan(review: &Review, options: &ApplyOptions) -> Result<Plan, PlanError> 
     let steps = [planner.first, planner.directories, planner.middle, planner.modes].concat();
     let Planner { root, planned, conflicts, concerns, already, .. } = planner;
     Ok(Plan { root, steps, planned, conflicts, concerns, already })
+}
+
+/// Returns the name of a staging directory in a project, if it has one.
+fn staging_in(root: &Root) -> io::Result<Option<Vec<u8>>> {
+    for item in Dir::new(root.directory(b"")?)? {
+        let item = item?;
+        if item.file_name().to_bytes().starts_with(STAGING_PREFIX.as_bytes()) {
+            return Ok(Some(item.file_name().to_bytes().to_vec()));
+        }
+    }
+    Ok(None)
 }
 
 /// Returns the changes of the paths that were named, and those of directories that they need.
@@ -266,6 +309,8 @@ struct Planner<'a> {
     conflicts: Vec<Conflict>,
     concerns: Vec<Concern>,
     already: u64,
+    surroundings: Surroundings,
+    names: Names,
 }
 
 /// What to do with one path.
@@ -293,6 +338,11 @@ impl Planner<'_> {
             Found::Special => return self.conflict(path, ConflictKind::Special, (old, new), None),
             Found::Blocked => return self.conflict(path, ConflictKind::Blocked, (old, new), None),
         };
+        if let Some(host) = &host
+            && self.names.is_other(path, host)
+        {
+            return self.conflict(path, ConflictKind::OtherCase, (old, new), None);
+        }
         let decision = self.decide(path, (old, new), host.as_ref())?;
         let kind = match (&host, new, &decision) {
             (_, None, _) => ChangeKind::Deleted,
@@ -319,16 +369,22 @@ impl Planner<'_> {
             }
         }
         if let Some(new) = new {
-            let is_bare = |above: &[u8]| {
-                let head = if above.is_empty() { b"HEAD".to_vec() } else { [above, b"/HEAD"].concat() };
-                let added = self.review.changes().files.iter().any(|change| change.path == head);
-                added || self.review.index().entries.contains_key(&head)
+            let is_repository = |above: &[u8]| {
+                let directory = self.root.directory(above);
+                let is_there = |part: &str| {
+                    directory.as_ref().is_ok_and(|directory| look_at(directory.as_fd(), part.as_bytes()).is_ok())
+                };
+                concerns::PARTS.into_iter().any(is_there)
             };
-            if let Some(reason) = concerns::of(path, old, new, is_bare) {
+            if let Some(reason) = concerns::of(path, old, new, &self.surroundings, is_repository) {
                 self.concerns.push(Concern { path: path.to_vec(), reason });
             }
         }
-        self.planned.push(Planned { path: path.to_vec(), kind, is_merged });
+        let target = match new.map(|new| &new.kind) {
+            Some(Kind::Symlink(target)) => Some(target.clone()),
+            _ => None,
+        };
+        self.planned.push(Planned { path: path.to_vec(), kind, is_merged, target });
         Ok(())
     }
 
@@ -349,7 +405,7 @@ impl Planner<'_> {
         let sandbox = |new: &State| Some(Source::Sandbox(new.clone()));
         Ok(match (host, old, new) {
             (None, _, None) => Decision::Already,
-            (None, None, Some(new)) => Decision::Write { source: sandbox(new), mode: new.mode },
+            (None, None, Some(new)) => Decision::Write { source: sandbox(new), mode: usable_mode(new) },
             // The host removed what the sandbox changed.
             (None, Some(_), Some(_)) => return conflict,
             (Some(host), _, None) => match old {
@@ -364,10 +420,11 @@ impl Planner<'_> {
                 }
             }
             (Some(host), Some(old), Some(new)) => {
+                let new_mode = usable_mode(new);
                 let mode = if new.mode == old.mode || discriminants_differ(&old.kind, &new.kind) {
-                    Some(if discriminants_differ(&host.kind, &new.kind) { new.mode } else { host.mode })
-                } else if host.mode == old.mode || host.mode == new.mode {
-                    Some(new.mode)
+                    Some(if discriminants_differ(&host.kind, &new.kind) { new_mode } else { host.mode })
+                } else if host.mode == old.mode || host.mode == new_mode {
+                    Some(new_mode)
                 } else {
                     None
                 };
@@ -445,10 +502,6 @@ impl Planner<'_> {
                 self.middle.push((path.to_vec(), Step::Create { source, owner }));
             }
         }
-        // It is made open, for what comes into it.
-        if is_directory && mode & 0o700 != 0o700 {
-            self.modes.push((path.to_vec(), Step::Mode { from: mode | 0o700, to: mode }));
-        }
         Ok(())
     }
 
@@ -475,6 +528,15 @@ impl Planner<'_> {
         let path = path.to_vec();
         self.conflicts.push(Conflict { path, kind, given, host, sandbox, host_extent, sandbox_extent });
         Ok(())
+    }
+}
+
+/// Returns the permissions of an applied file: its owner can read it, and use a directory.
+fn usable_mode(state: &State) -> u32 {
+    match state.kind {
+        Kind::Directory => state.mode | 0o700,
+        Kind::File(_) => state.mode | 0o400,
+        Kind::Symlink(_) => state.mode,
     }
 }
 

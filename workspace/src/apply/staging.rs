@@ -10,7 +10,7 @@
 use super::plan::{Source, Step, merge_with_host};
 use crate::{
     beneath::{About, Root, STAGING_PREFIX, look_at},
-    index::Kind,
+    index::{Content, Kind},
     review::{Review, layer::State},
 };
 use rustix::{
@@ -83,7 +83,16 @@ impl Staging {
         renameat_with(&self.directory, name, to, to_name, flags)
     }
 
-    /// Writes what a step needs, and returns its inode number.
+    /// Removes a file or an empty directory.
+    pub(super) fn unlink(&self, name: &[u8]) -> Result<(), Errno> {
+        match unlinkat(&self.directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::ISDIR) => unlinkat(&self.directory, name, AtFlags::REMOVEDIR),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Writes what a step needs, and returns its inode number and content.
     pub(super) fn prepare(
         &self,
         number: usize,
@@ -91,40 +100,29 @@ impl Staging {
         step: &Step,
         review: &Review,
         root: &Root,
-    ) -> io::Result<Option<u64>> {
+    ) -> io::Result<Option<(u64, State)>> {
         let (Step::Create { source, owner } | Step::Replace { source, owner, .. }) = step else { return Ok(None) };
         let name = new_file(number);
-        match source {
-            Source::Sandbox(State { kind: Kind::Directory, mode }) => {
+        let state = match source {
+            Source::Sandbox(state @ State { kind: Kind::Directory, mode }) => {
                 mkdirat(&self.directory, &name, Mode::RWXU)?;
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let made = rustix::fs::openat(&self.directory, &name, flags, Mode::empty())?;
-                // Open for what comes into it; the last steps set other permissions.
-                finish(&made, mode | 0o700, *owner)?;
+                finish(&made, *mode, *owner)?;
+                state.clone()
             }
-            Source::Sandbox(State { kind: Kind::Symlink(target), .. }) => {
+            Source::Sandbox(state @ State { kind: Kind::Symlink(target), .. }) => {
                 symlinkat(&target[..], &self.directory, &name)?;
                 let (user, group) = ids(*owner);
                 let flags = AtFlags::SYMLINK_NOFOLLOW;
                 allow_refused(chownat(&self.directory, &name, Some(user), Some(group), flags))?;
+                state.clone()
             }
-            Source::Sandbox(State { kind: Kind::File(content), mode }) => {
+            Source::Sandbox(state @ State { kind: Kind::File(content), mode }) => {
                 let mut file = self.file(&name)?;
-                let (mut digest, mut buffer) = (Sha256::new(), vec![0; 128 << 10]);
-                let mut reader = review.sources().content(content);
-                loop {
-                    match reader.read(&mut buffer)? {
-                        0 => break,
-                        count => {
-                            digest.update(&buffer[..count]);
-                            file.write_all(&buffer[..count])?;
-                        }
-                    }
-                }
-                if digest.finalize()[..] != content.digest {
-                    return Err(io::Error::other("the content is not the one that was reviewed"));
-                }
+                io::copy(&mut review.sources().content(content), &mut file)?;
                 finish(file.as_fd(), *mode, *owner)?;
+                state.clone()
             }
             Source::Merge { old, new, mode } => {
                 let merged = merge_with_host(review, root, path, old, new)?;
@@ -132,9 +130,11 @@ impl Staging {
                 let mut file = self.file(&name)?;
                 file.write_all(&merged)?;
                 finish(file.as_fd(), *mode, *owner)?;
+                let (size, digest) = (merged.len() as u64, Sha256::digest(&merged).into());
+                State { kind: Kind::File(Content { size, digest, layer: u8::MAX, offset: 0 }), mode: *mode }
             }
-        }
-        Ok(self.look(&name)?.map(|about| about.inode))
+        };
+        Ok(self.look(&name)?.map(|about| (about.inode, state)))
     }
 
     fn file(&self, name: &[u8]) -> io::Result<File> {
@@ -151,11 +151,7 @@ impl Staging {
     pub(super) fn remove(self, root: &Root, name: &[u8], steps: u64) -> io::Result<()> {
         for number in 0..usize::try_from(steps).unwrap_or(usize::MAX) {
             for file in [new_file(number), old_file(number)] {
-                match unlinkat(&self.directory, &file, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(Errno::ISDIR) => unlinkat(&self.directory, &file, AtFlags::REMOVEDIR)?,
-                    Err(errno) => return Err(errno.into()),
-                }
+                self.unlink(&file)?;
             }
         }
         Ok(unlinkat(root.directory(b"")?, name, AtFlags::REMOVEDIR)?)

@@ -5,7 +5,7 @@
 //! ```text
 //! KEY.lock          held while the project is copied in; its time is that of the last use
 //! KEY/index         the files of the last copy, and the names of its layers; replaced by rename
-//! KEY/TIME-base.erofs, TIME-base.index, TIME-delta.erofs
+//! KEY/TIME.N-base.erofs, TIME.N-base.index, TIME.N-delta.erofs
 //! ```
 //! What a killed process left has no name in an index, and is removed by the next copy.
 
@@ -89,7 +89,8 @@ impl Place {
         let index = Index::read(&self.directory.join("index")).ok().filter(|index| index.boot == boot)?;
         let base = Index::read(&self.directory.join(base_index(index.layers.first()?))).ok()?;
         let is_there = |name: &String| self.directory.join(name).is_file();
-        index.layers.iter().all(is_there).then_some(Previous { base, index })
+        let is_usable = index.layers.iter().all(is_there) && index.has_layers(index.layers.len());
+        is_usable.then_some(Previous { base, index })
     }
 
     /// Makes an index the one of this place. `is_base` says that it is also that of a new lowest layer.

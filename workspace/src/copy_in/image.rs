@@ -26,8 +26,8 @@ pub(super) struct LayerWriter {
     image: ImageWriter,
     owner: (u32, u32),
     number: u8,
-    /// Content of files with several names, by their inode.
-    linked: HashMap<u64, (Digest, StoredContent)>,
+    /// Content of files with several names, by their device and inode: subvolumes have devices of their own.
+    linked: HashMap<(u64, u64), (Digest, StoredContent)>,
 }
 
 /// Content that was stored, and attributes that were read with it.
@@ -53,7 +53,8 @@ impl LayerWriter {
             Err(errno) => return Err(broken(errno)),
         };
         let attributes = attributes(&file).map_err(broken)?;
-        let inode = crate::beneath::look_at(rustix::fd::AsFd::as_fd(&file), b"").map_err(broken)?.inode;
+        let about = crate::beneath::look_at(rustix::fd::AsFd::as_fd(&file), b"").map_err(broken)?;
+        let inode = (about.device, about.inode);
         if links > 1
             && let Some((digest, stored)) = self.linked.get(&inode)
         {

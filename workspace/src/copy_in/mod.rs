@@ -30,6 +30,7 @@ use plan::Plan;
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::OFlags,
+    io::Errno,
     time::{ClockId, clock_gettime},
 };
 use scan::Scan;
@@ -53,6 +54,8 @@ pub struct CopiedIn {
     pub bytes: u64,
     /// Number of sockets, devices, pipes and mount points that were left out.
     pub left_out: u64,
+    /// An apply to the project was interrupted, or is running: some files may be old, and others new.
+    pub is_half_applied: bool,
     _lock: OwnedFd,
 }
 
@@ -107,6 +110,7 @@ pub fn copy_in(
         files: index.entries.len() as u64,
         bytes: index.bytes,
         left_out: index.left_out,
+        is_half_applied: scan.has_staging,
         _lock: place.into_lock(),
     };
     cache::evict(cache, options.cache_bytes, options.cache_projects)?;
@@ -181,6 +185,9 @@ impl Copy<'_> {
                 if !self.write(&mut writer, &path, &mut entry)? {
                     continue;
                 }
+            } else if let Some(base) = previous.base.entries.get(&path) {
+                // The last copy may have had it in a layer that is not kept.
+                entry.kind.clone_from(&base.kind);
             }
             index.insert(path, entry);
         }
@@ -201,14 +208,20 @@ impl Copy<'_> {
     }
 
     fn writer(&self, what: &str, number: u8, index: &Index) -> Result<(LayerWriter, String), CopyInError> {
-        let name = format!("{}.{:09}-{what}.erofs", index.taken.0, index.taken.1);
-        let path = self.place.directory.join(&name);
-        let broken = |errno: rustix::io::Errno| CopyInError::File {
-            step: "create",
-            path: path.as_os_str().as_encoded_bytes().to_vec(),
+        let broken = |errno: Errno| CopyInError::File {
+            step: "create a layer in",
+            path: self.place.directory.as_os_str().as_encoded_bytes().to_vec(),
             error: errno.into(),
         };
-        let file = open_plain(&path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map_err(broken)?;
+        // The last copy may have the same time: that of the clock's last tick.
+        let (mut number_of_name, (seconds, nanoseconds)) = (0_u32, index.taken);
+        let (file, name) = loop {
+            let name = format!("{seconds}.{nanoseconds:09}.{number_of_name}-{what}.erofs");
+            match open_plain(&self.place.directory.join(&name), OFlags::RDWR | OFlags::CREATE | OFlags::EXCL) {
+                Err(Errno::EXIST) => number_of_name += 1,
+                file => break (file.map_err(broken)?, name),
+            }
+        };
         let mut writer = LayerWriter::new(file, number, index.owner, self.options.max_depth)?;
         let about = self.root.directory(b"").and_then(|root| crate::beneath::look_at(root.as_fd(), b""));
         let about = about.map_err(broken)?;

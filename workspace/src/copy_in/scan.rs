@@ -62,6 +62,8 @@ pub(super) struct Scan {
     pub(super) found: BTreeMap<Vec<u8>, Found>,
     pub(super) bytes: u64,
     pub(super) left_out: u64,
+    /// An apply to the project was interrupted, or is running.
+    pub(super) has_staging: bool,
 }
 
 /// Walks a project.
@@ -102,6 +104,7 @@ impl Scan {
             let item = item.map_err(fail("list", path))?;
             let name = item.file_name().to_bytes();
             let is_staging = path.is_empty() && name.starts_with(STAGING_PREFIX.as_bytes());
+            self.has_staging |= is_staging;
             if matches!(name, b"." | b"..") || is_staging {
                 continue;
             }

@@ -83,6 +83,15 @@ impl Entry {
 }
 
 impl Index {
+    /// Returns true if every content lies in one of the lowest `count` layers.
+    pub(crate) fn has_layers(&self, count: usize) -> bool {
+        let is_there = |entry: &Entry| match &entry.kind {
+            Kind::File(content) => usize::from(content.layer) < count,
+            _ => true,
+        };
+        self.entries.values().all(is_there)
+    }
+
     /// Returns the entry of a file that has not changed since this index was taken, as far as its
     /// attributes say: the same inode with the same size and times, all older than the index, as git
     /// treats its own index.
@@ -125,6 +134,7 @@ mod tests {
             kind: FileType::RegularFile,
             mode: 0o644,
             size: 3,
+            device: 1,
             inode: 7,
             links: 1,
             owner: (0, 0),

@@ -6,7 +6,10 @@ use crate::{
     beneath::split,
     index::{Digest, Entry, Index, Kind},
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
 
 /// A change of one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,12 +131,11 @@ pub(crate) fn pairs(index: &Index, layer: &Layer) -> Pairs {
         }
     }
     // A directory that the layer only implies.
-    let implied: BTreeSet<_> = layer.files.keys().flat_map(|path| ancestors(path)).collect();
-    for path in implied {
+    for path in &layer.implied {
         let old = given(path);
         if !layer.files.contains_key(path) && old.is_none_or(|entry| entry.kind != Kind::Directory) {
             let state = State { kind: Kind::Directory, mode: 0o755 };
-            pairs.insert(path.to_vec(), (old.map(State::from), Some(state)));
+            pairs.insert(path.clone(), (old.map(State::from), Some(state)));
         } else if !layer.files.contains_key(path) {
             // It is there, whatever a removal said.
             pairs.remove(path);
@@ -147,9 +149,33 @@ pub(crate) fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::successors(Some(split(path).0), |path| Some(split(path).0)).take_while(|path| !path.is_empty())
 }
 
-/// Returns true if a path leads into a directory of git, or is one. Some file systems ignore case.
+/// Returns a name without what some file systems ignore in names: case, and characters that are not shown.
+pub(crate) fn folded(name: &[u8]) -> Cow<'_, [u8]> {
+    if name.is_ascii() {
+        let has_upper = name.iter().any(u8::is_ascii_uppercase);
+        return if has_upper { name.to_ascii_lowercase().into() } else { name.into() };
+    }
+    let shown = String::from_utf8_lossy(name);
+    let shown = shown.chars().filter(|shown| !is_ignorable(*shown));
+    // By upper case, since some small letters have the same one, as s and long s.
+    shown.flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect::<String>().into_bytes().into()
+}
+
+/// Unicode's `Default_Ignorable_Code_Point`.
+fn is_ignorable(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
+}
+
+/// Returns true if a path leads into a directory of git, or is one, as [`folded`].
 pub(crate) fn is_in_git(path: &[u8]) -> bool {
-    path.split(|byte| *byte == b'/').any(|name| name.eq_ignore_ascii_case(b".git"))
+    path.split(|byte| *byte == b'/').any(|name| *folded(name) == *b".git")
 }
 
 /// Turns pairs into changes.

@@ -1,8 +1,10 @@
 //! Contents of files before and after the changes, read in place: at offsets of layers and of the
-//! archive. Owns the open files, and how much of a content may be in memory.
+//! archive. Owns the open files, the check of each content against its digest, and how much of it may be
+//! in memory.
 
-use crate::index::{Content, Kind};
+use crate::index::{Content, Digest, Kind};
 use crate::review::layer::State;
+use sha2::{Digest as _, Sha256};
 use std::{
     fs::File,
     io::{self, Read},
@@ -24,6 +26,8 @@ pub struct ContentReader<'a> {
     source: Source<'a>,
     offset: u64,
     left: u64,
+    /// Digest of what was read, and the one that all of it has to have.
+    check: Option<(Sha256, Digest)>,
 }
 
 #[derive(Debug)]
@@ -54,15 +58,29 @@ impl Read for ContentReader<'_> {
         }
         self.offset += count as u64;
         self.left -= count as u64;
+        if let Some((digest, _)) = &mut self.check {
+            digest.update(&buffer[..count]);
+        }
+        if self.left == 0
+            && let Some((digest, expected)) = self.check.take()
+            && digest.finalize()[..] != expected
+        {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the content does not have the digest that it had"));
+        }
         Ok(count)
     }
 }
 
 impl Sources {
-    /// Reads the content of a regular file.
+    /// Reads the content of a regular file. The read of its end fails if it is not the one of the digest.
     pub(crate) fn content(&self, content: &Content) -> ContentReader<'_> {
         let source = self.0.get(usize::from(content.layer)).map_or(Source::Missing, Source::File);
-        ContentReader { source, offset: content.offset, left: content.size }
+        ContentReader {
+            source,
+            offset: content.offset,
+            left: content.size,
+            check: Some((Sha256::new(), content.digest)),
+        }
     }
 
     /// Reads the content that git sees: that of a file, or the target of a link.
@@ -70,9 +88,9 @@ impl Sources {
         match state.map(|state| &state.kind) {
             Some(Kind::File(content)) => self.content(content),
             Some(Kind::Symlink(target)) => {
-                ContentReader { source: Source::Bytes(target), offset: 0, left: target.len() as u64 }
+                ContentReader { source: Source::Bytes(target), offset: 0, left: target.len() as u64, check: None }
             }
-            _ => ContentReader { source: Source::Bytes(b""), offset: 0, left: 0 },
+            _ => ContentReader { source: Source::Bytes(b""), offset: 0, left: 0, check: None },
         }
     }
 
@@ -98,5 +116,26 @@ pub(crate) fn size(state: Option<&State>) -> u64 {
         Some(Kind::File(content)) => content.size,
         Some(Kind::Symlink(target)) => target.len() as u64,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_content_with_another_digest_is_not_shown() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"before text after").unwrap();
+        let sources = Sources(vec![file]);
+        let state = |digest| {
+            let content = Content { size: 4, digest, layer: 0, offset: 7 };
+            State { kind: Kind::File(content), mode: 0o644 }
+        };
+        let right = state(Sha256::digest(b"text").into());
+        assert_eq!(sources.text(Some(&right)).unwrap().unwrap(), b"text");
+        let error = sources.text(Some(&state(Sha256::digest(b"TEXT").into()))).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

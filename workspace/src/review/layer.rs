@@ -2,7 +2,11 @@
 //! Owns what a layer may contain, and its limits. Contents stay in the file: only their digests, sizes
 //! and offsets are kept.
 
-use crate::index::{Content, Kind};
+use super::compare::ancestors;
+use crate::{
+    beneath::STAGING_PREFIX,
+    index::{Content, Kind},
+};
 use sandboxvm_archive::{Entry, Kind as EntryKind, ReadError, Reader};
 use sandboxvm_layers::{Meaning, NameError, components, meaning};
 use serde::{Deserialize, Serialize};
@@ -50,9 +54,10 @@ const MAX_DEPTH: usize = 300;
 /// Limits of a layer of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerLimits {
-    /// Maximum number of entries. Default: 1,000,000.
+    /// Maximum number of entries, and of directories above them without an entry of their own. Default:
+    /// 1,000,000.
     pub entries: u64,
-    /// Maximum size of all paths and targets in bytes. Default: 256 MiB.
+    /// Maximum size of all of their paths and targets in bytes. Default: 256 MiB.
     pub name_bytes: u64,
 }
 
@@ -76,6 +81,8 @@ pub struct State {
 pub(crate) struct Layer {
     /// Files that it has, by their path.
     pub(crate) files: BTreeMap<Vec<u8>, State>,
+    /// Directories above these that had no entry before what is in them.
+    pub(crate) implied: BTreeSet<Vec<u8>>,
     /// Paths that it removes from what is below.
     pub(crate) removed: BTreeSet<Vec<u8>>,
     /// Directories of which it removes what is below.
@@ -103,16 +110,20 @@ pub(crate) fn read(input: impl Read, source: u8, limits: &LayerLimits) -> Result
     let mut reader = Reader::new(Counted { input: BufReader::with_capacity(1 << 18, input), position: 0 });
     let mut layer = Layer::default();
     let (mut entries, mut name_bytes) = (0, 0_u64);
-    while let Some(entry) = reader.next_entry()? {
-        entries += 1;
-        let target = if let EntryKind::Symlink(to) | EntryKind::HardLink(to) = &entry.kind { to.len() } else { 0 };
-        name_bytes += (entry.path.len() + target) as u64;
+    let check = |entries, name_bytes| {
         if entries > limits.entries {
             return Err(LayerError::TooMany { what: "entries", limit: limits.entries });
         }
         if name_bytes > limits.name_bytes {
             return Err(LayerError::TooMany { what: "bytes of names", limit: limits.name_bytes });
         }
+        Ok(())
+    };
+    while let Some(entry) = reader.next_entry()? {
+        entries += 1;
+        let target = if let EntryKind::Symlink(to) | EntryKind::HardLink(to) = &entry.kind { to.len() } else { 0 };
+        name_bytes += (entry.path.len() + target) as u64;
+        check(entries, name_bytes)?;
         let mut content = Content { size: 0, digest: [0; 32], layer: source, offset: reader.input().position };
         if let EntryKind::File { size, .. } = &entry.kind {
             let mut digest = Sha256::new();
@@ -125,33 +136,40 @@ pub(crate) fn read(input: impl Read, source: u8, limits: &LayerLimits) -> Result
             }
             (content.size, content.digest) = (*size, digest.finalize().into());
         }
-        layer.entry(entry, content)?;
+        let (count, bytes) = layer.entry(entry, content)?;
+        entries += count;
+        name_bytes += bytes;
+        check(entries, name_bytes)?;
     }
     layer.check()?;
     Ok(layer)
 }
 
 impl Layer {
-    fn entry(&mut self, entry: Entry, content: Content) -> Result<(), LayerError> {
+    /// Takes one entry. Returns the number of directories that it implies, and the size of their paths.
+    fn entry(&mut self, entry: Entry, content: Content) -> Result<(u64, u64), LayerError> {
         let name = |problem| LayerError::Name { path: entry.path.clone(), problem };
         let invalid = |problem| LayerError::Entry { path: entry.path.clone(), problem };
         let path = components(&entry.path).map_err(name)?;
         if path.len() > MAX_DEPTH {
             return Err(invalid("its path is too deep"));
         }
+        if path.first().is_some_and(|first| first.starts_with(STAGING_PREFIX.as_bytes())) {
+            return Err(invalid("the name is that of the files of an apply"));
+        }
         let (above, meaning) = meaning(&path).map_err(name)?;
         let above = above.join(&b'/');
         let at = |name: &[u8]| if above.is_empty() { name.to_vec() } else { [&above[..], b"/", name].concat() };
         let name = match meaning {
             // The root of a project is never changed.
-            Meaning::Root | Meaning::Ignored => return Ok(()),
+            Meaning::Root | Meaning::Ignored => return Ok((0, 0)),
             Meaning::Opaque => {
                 self.opaque.insert(above);
-                return Ok(());
+                return Ok((0, 0));
             }
             Meaning::Whiteout(name) => {
                 self.removed.insert(at(name));
-                return Ok(());
+                return Ok((0, 0));
             }
             Meaning::File(name) => name,
         };
@@ -175,12 +193,21 @@ impl Layer {
             EntryKind::Device { .. } | EntryKind::Fifo => {
                 self.files.remove(&path);
                 self.special.insert(path);
-                return Ok(());
+                return Ok((0, 0));
             }
             EntryKind::Other(_) => return Err(invalid("unknown kind of entry")),
         };
+        let (mut count, mut bytes) = (0, 0);
+        for above in ancestors(&path) {
+            // What is above a known path is known.
+            if self.files.contains_key(above) || !self.implied.insert(above.to_vec()) {
+                break;
+            }
+            count += 1;
+            bytes += above.len() as u64;
+        }
         self.files.insert(path, state);
-        Ok(())
+        Ok((count, bytes))
     }
 
     /// Checks that no path leads through a file or a symbolic link of the layer.

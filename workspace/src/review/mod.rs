@@ -144,6 +144,10 @@ impl Review {
     fn given(files: ReviewFiles) -> Result<(Self, File), ReviewError> {
         let ReviewFiles { index, layers, changes } = files;
         let index = Index::read_file(&index, Path::new(INDEX))?;
+        // A later source is a guest's.
+        if !index.has_layers(layers.len()) {
+            return Err(IndexError::Damaged(INDEX.into()).into());
+        }
         Ok((Self { index, changes: Changes::default(), sources: Sources(layers) }, changes))
     }
 
