@@ -43,7 +43,9 @@ impl Apply {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let sandbox = workspace::find(&self.sandbox)?;
         if matches!(sandbox.state()?, StateOfSandbox::Creating | StateOfSandbox::Running) {
-            eprintln!("sandboxvm: warning: the sandbox is running, and may have changed files since `changes` showed them");
+            eprintln!(
+                "sandboxvm: warning: the sandbox is running, and may have changed files since `changes` showed them"
+            );
         }
         let files = runtime::block_on(workspace::files(&sandbox))?;
         let review = Review::open(files, &LayerLimits::default())?;
@@ -128,7 +130,8 @@ impl Apply {
         }
         let count = plan.conflicts().len();
         let is_text = plan.conflicts().iter().any(|conflict| conflict.host_extent.is_some());
-        let merge = if is_text && !self.merge { "`--merge` merges text files whose changes do not touch; or " } else { "" };
+        let merge =
+            if is_text && !self.merge { "`--merge` merges text files whose changes do not touch; or " } else { "" };
         let what = if count == 1 { "1 conflict".to_owned() } else { format!("{count} conflicts") };
         Err(Failure::new(format_args!("cannot apply: {what} with the host; nothing was applied"))
             .hinted(format!("{merge}name the paths without conflicts")))

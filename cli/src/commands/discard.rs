@@ -20,7 +20,9 @@ impl Discard {
         let sandbox = workspace::find(&self.sandbox)?;
         if !matches!(sandbox.state()?, State::Exited { .. } | State::Dead) {
             let hint = format!("run `sandboxvm stop {}` first", self.sandbox);
-            return Err(Failure::new(format_args!("cannot discard {}: its machine has not ended", self.sandbox)).hinted(hint));
+            return Err(
+                Failure::new(format_args!("cannot discard {}: its machine has not ended", self.sandbox)).hinted(hint)
+            );
         }
         if !workspace::agrees(&format!("remove {} with its changes?", self.sandbox), self.yes)? {
             return Err(Failure::new("nothing was removed"));

@@ -96,7 +96,9 @@ fn of_workspaces(error: &(dyn Error + 'static)) -> Option<String> {
         return fixed("`sandboxvm changes SANDBOX` lists the paths; they are relative to the directory");
     }
     if let Some(PlanError::OtherApply(_)) = is(error) {
-        return fixed("`sandboxvm changes SANDBOX` finishes that of its sandbox; if that is removed, take your files out of it and remove it");
+        return fixed(
+            "`sandboxvm changes SANDBOX` finishes that of its sandbox; if that is removed, take your files out of it and remove it",
+        );
     }
     match is(error)? {
         ApplyError::OtherRoot(_) => fixed("move the directory back, or `sandboxvm rm -f SANDBOX` gives the apply up"),

@@ -50,7 +50,9 @@ pub(crate) fn settle(sandbox: &Sandbox) -> Result<(), Failure> {
 
 /// Opens the changes of a sandbox: those of now if it runs, and else those that were stored when its command had ended.
 pub(crate) async fn files(sandbox: &Sandbox) -> Result<ReviewFiles, Failure> {
-    let index = sandbox.workspace_index()?.ok_or_else(|| Failure::new("cannot read the changes: the sandbox has no index of its workspace"))?;
+    let index = sandbox
+        .workspace_index()?
+        .ok_or_else(|| Failure::new("cannot read the changes: the sandbox has no index of its workspace"))?;
     let layers = sandbox.workspace_slots()?;
     let changes = match sandbox.state()? {
         State::Creating | State::Running => progress::during("reading the changes", of_running(sandbox)).await?,

@@ -135,9 +135,8 @@ fn isolate(socket: BorrowedFd<'_>, upper: Option<BorrowedFd<'_>>) -> Result<(Own
 }
 
 fn answer(mut channel: Channel, upper: Option<OwnedFd>, request: FileRequest, entered: Result<(), Errno>) {
-    let failed = |errno| {
-        failure(FileErrorKind::Other, None, format!("cannot enter the mounts of the init system: {errno}"))
-    };
+    let failed =
+        |errno| failure(FileErrorKind::Other, None, format!("cannot enter the mounts of the init system: {errno}"));
     let served = entered
         .map_err(failed)
         .and_then(|()| become_user(&request))

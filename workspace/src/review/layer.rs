@@ -54,7 +54,7 @@ const MAX_DEPTH: usize = 300;
 /// Limits of a layer of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerLimits {
-    /// Maximum number of entries, and of directories above them without an entry of their own. Default:
+    /// Maximum number of entries, and of directories above them that have no entry. Default:
     /// 1,000,000.
     pub entries: u64,
     /// Maximum size of all of their paths and targets in bytes. Default: 256 MiB.
