@@ -170,7 +170,7 @@ fn stage(review: &Review, plan: &Plan, journal: &mut Journal, checkpoint: Checkp
             (Step::Create { .. }, Some((inode, new))) => Action::Create { inode, new },
             (Step::Replace { was, .. }, Some((inode, new))) => Action::Replace { inode, new, was: was.clone() },
             (Step::Mode { from, to }, _) => Action::Mode { from: *from, to: *to },
-            // It was removed at once.
+            // It was removed immediately.
             (Step::Create { .. } | Step::Replace { .. }, None) => {
                 return Err(root_error("write", path)(io::ErrorKind::NotFound.into()));
             }
