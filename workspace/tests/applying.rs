@@ -493,7 +493,7 @@ fn applied_files_can_be_read_by_their_owner() {
     fs::create_dir(root.join("d")).unwrap();
     fs::write(root.join("d/new"), "new").unwrap();
     for name in ["old", "d/new", "d"] {
-        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o0)).unwrap();
     }
     let review = sandbox.review();
     apply(&review, &planned(&review, &everything()), &sandbox.state).unwrap();

@@ -188,6 +188,8 @@ fn the_cache_drops_the_projects_that_were_unused_for_the_longest_time() {
         fs::create_dir(&project).unwrap();
         fs::write(project.join("file"), number.to_string()).unwrap();
         let copied = copy_in(&project, &cache, OWNER, &options).unwrap();
+        // The next one is used in a later tick of the clock.
+        std::thread::sleep(std::time::Duration::from_millis(20));
         // The first one stays in use.
         copies.push(if number == 0 { (copied.layers.clone(), Some(copied)) } else { (copied.layers.clone(), None) });
     }

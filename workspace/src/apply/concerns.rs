@@ -3,12 +3,9 @@
 //! are a warning for a reader and no proof that all else is harmless.
 
 use crate::{
-    beneath::split,
+    beneath::{ancestors, split},
     index::Kind,
-    review::{
-        compare::{ancestors, folded},
-        layer::State,
-    },
+    review::{compare::folded, layer::State},
 };
 use std::{
     collections::{BTreeMap, HashSet},

@@ -7,15 +7,9 @@ use super::{
     merge::merge,
 };
 use crate::{
-    beneath::{Root, STAGING_PREFIX, look_at},
+    beneath::{Root, STAGING_PREFIX, ancestors, look_at},
     index::Kind,
-    review::{
-        Extent, Review,
-        compare::{ChangeKind, ancestors},
-        content::MAX_TEXT,
-        layer::State,
-        lines,
-    },
+    review::{Extent, Review, compare::ChangeKind, content::MAX_TEXT, layer::State, lines},
 };
 use rustix::{fd::AsFd, fs::Dir, io::Errno};
 use std::{

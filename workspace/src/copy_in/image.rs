@@ -26,7 +26,7 @@ pub(super) struct LayerWriter {
     image: ImageWriter,
     owner: (u32, u32),
     number: u8,
-    /// Content of files with several names, by their device and inode: each subvolume has another device.
+    /// Content of files with several names, by their device and inode: each subvolume has its own device.
     linked: HashMap<(u64, u64), (Digest, StoredContent)>,
 }
 

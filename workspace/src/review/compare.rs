@@ -2,10 +2,7 @@
 //! change: the content, the kind, the permissions and the existence of a path. Owners and times do not.
 
 use super::layer::{Layer, State};
-use crate::{
-    beneath::split,
-    index::{Digest, Entry, Index, Kind},
-};
+use crate::index::{Digest, Entry, Index, Kind};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -142,11 +139,6 @@ pub(crate) fn pairs(index: &Index, layer: &Layer) -> Pairs {
         }
     }
     pairs
-}
-
-/// Returns the directories above a path, without the root.
-pub(crate) fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::successors(Some(split(path).0), |path| Some(split(path).0)).take_while(|path| !path.is_empty())
 }
 
 /// Returns a name without what some file systems ignore in names: case, and characters that are not shown.

@@ -2,9 +2,8 @@
 //! Owns what a layer may contain, and its limits. Contents stay in the file: only their digests, sizes
 //! and offsets are kept.
 
-use super::compare::ancestors;
 use crate::{
-    beneath::STAGING_PREFIX,
+    beneath::{STAGING_PREFIX, ancestors},
     index::{Content, Kind},
 };
 use sandboxvm_archive::{Entry, Kind as EntryKind, ReadError, Reader};
@@ -54,7 +53,7 @@ const MAX_DEPTH: usize = 300;
 /// Limits of a layer of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerLimits {
-    /// Maximum number of entries, and of directories above them that have no entry. Default:
+    /// Maximum number of entries, and of directories above them without an own entry. Default:
     /// 1,000,000.
     pub entries: u64,
     /// Maximum size of all of their paths and targets in bytes. Default: 256 MiB.
