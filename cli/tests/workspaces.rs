@@ -162,7 +162,7 @@ fn conflicts_show_both_sides_and_links_need_consent() {
         &[("text", 0o644, changed.as_bytes()), ("other", 0o644, b"2")],
         &[("link", "/etc/passwd")],
     );
-    place.refuses(&["apply", ID, "--yes"], &["link: it links to /etc/passwd", "hint: --allow-links"]);
+    place.refuses(&["apply", ID, "--yes"], &["link: symbolic link to /etc/passwd", "hint: --allow-links"]);
     fs::write(place.project().join("text"), text.replace("8\n", "eight\n")).unwrap();
     fs::write(place.project().join("other"), "three").unwrap();
     place.refuses(
@@ -171,11 +171,11 @@ fn conflicts_show_both_sides_and_links_need_consent() {
             "conflict: other: both sides changed it",
             "host:    changed: file of 5 bytes, mode 644, +1 -1 lines",
             "sandbox: changed: file of 1 bytes, mode 644, +1 -1 lines",
-            "2 paths changed both",
-            "hint: --merge",
+            "2 conflicts with the host",
+            "hint: `--merge`",
         ],
     );
-    place.refuses(&["apply", ID, "--yes", "--merge", "text", "other"], &["1 paths changed both"]);
+    place.refuses(&["apply", ID, "--yes", "--merge", "text", "other"], &["1 conflict with the host"]);
     place.succeeds(&["apply", ID, "--yes", "--merge", "text"]);
     let merged = fs::read_to_string(place.project().join("text")).unwrap();
     assert_eq!(merged, changed.replace("8\n", "eight\n"));
