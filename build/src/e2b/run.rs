@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     engine::{
-        BaseImage, Event, Found, Machine, MachineError, Machines, NoGroup, Output, Pattern, Place, Process, Progress,
-        Secrets, StepProblem, arrange, blocking, deliver, owner,
+        BaseImage, Destination, Event, Found, Machine, MachineError, Machines, NoGroup, Output, Pattern, Place,
+        Process, Progress, Secrets, StepProblem, arrange, blocking, deliver, owner,
     },
     plan::joined,
 };
@@ -179,7 +179,7 @@ impl<M: Machines> Executing<'_, M> {
             arrange::arrange(&mut whole, &source, &Pattern::below_root(&source), place_there.of(&at), output)
         })
         .await?;
-        deliver(machine, place, arranged.into_directory, archive).await
+        deliver(machine, place, arranged.into_directory, archive, Destination::Machine).await
     }
 }
 

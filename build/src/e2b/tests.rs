@@ -127,6 +127,8 @@ fn steps_of_a_template_are_executed_in_order_and_known_the_next_time() {
         "save",
     ];
     assert_eq!(log, expected);
+    // Processes of the template have to see the files, also where something is mounted.
+    assert_eq!(setup.machines.0.lock().unwrap().below_mounts, 0);
     assert_eq!(events[..2], ["0 prepare the base", "1 USER root"]);
     // An ENV changes no file.
     assert_eq!(events[3], "4 COPY src/*.txt d/  0644");

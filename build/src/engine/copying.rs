@@ -45,7 +45,7 @@ impl<M: Machines> Build<'_, M> {
         let place = Place { target, is_directory, owner, chmod: *chmod };
         if !inline.is_empty() {
             let archive = self.documents(inline, place)?;
-            deliver(machine, place, is_directory, archive).await?;
+            deliver(machine, place, is_directory, archive, Destination::Image).await?;
         }
         match from {
             None if sources.is_empty() => Ok(()),
@@ -57,7 +57,7 @@ impl<M: Machines> Build<'_, M> {
             }
             None => {
                 let (archive, into_directory) = self.selected(sources.clone(), place).await?;
-                deliver(machine, place, into_directory, archive).await
+                deliver(machine, place, into_directory, archive, Destination::Image).await
             }
             Some(from) => {
                 let staging = self.staging;
@@ -69,7 +69,7 @@ impl<M: Machines> Build<'_, M> {
                         return Err(StepProblem::Missing(source.clone()));
                     }
                     let (archive, arranged) = self.arranged(whole, source.clone(), pattern, place).await?;
-                    deliver(machine, place, arranged.into_directory, archive).await?;
+                    deliver(machine, place, arranged.into_directory, archive, Destination::Image).await?;
                 }
                 Ok(())
             }
@@ -117,10 +117,10 @@ impl<M: Machines> Build<'_, M> {
                 arrange::extracted(Limited::new(tar, MAX_ARCHIVE), place_there.of(&target), output)
             })
             .await?;
-            return deliver(machine, place, true, archive).await;
+            return deliver(machine, place, true, archive, Destination::Image).await;
         }
         let (archive, into_directory) = self.selected(sources, place).await?;
-        deliver(machine, place, into_directory, archive).await
+        deliver(machine, place, into_directory, archive, Destination::Image).await
     }
 
     /// Writes the here-documents of a `COPY`.
@@ -140,12 +140,22 @@ impl<M: Machines> Build<'_, M> {
     }
 }
 
+/// Whether a result is what lies on the disk, or the running machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// An image, which gets what the archive states also below mounts.
+    Image,
+    /// A template with its memory: processes have to see the files.
+    Machine,
+}
+
 /// Makes the directory that the files need, and extracts the archive.
 pub(crate) async fn deliver<M: Machine>(
     machine: &mut M,
     place: Place<'_>,
     into_directory: bool,
     mut archive: File,
+    destination: Destination,
 ) -> Result<(), StepProblem> {
     let target = place.target.trim_end_matches('/');
     let directory = if into_directory { target } else { target.rsplit_once('/').map_or("", |(above, _)| above) };
@@ -153,7 +163,10 @@ pub(crate) async fn deliver<M: Machine>(
         machine.make_directory(directory, place.owner.unwrap_or_default()).await?;
     }
     archive.seek(SeekFrom::Start(0))?;
-    Ok(machine.extract_to_disk(&mut archive).await?)
+    Ok(match destination {
+        Destination::Image => machine.extract_to_disk(&mut archive).await?,
+        Destination::Machine => machine.extract(&mut archive).await?,
+    })
 }
 
 /// Returns a reader of the plain archive if the file is one.

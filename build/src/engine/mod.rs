@@ -31,7 +31,7 @@ mod tests;
 
 pub(crate) use arrange::{Pattern, Place};
 pub(crate) use blocking::blocking;
-pub(crate) use copying::deliver;
+pub(crate) use copying::{Destination, deliver};
 pub use error::{BuildError, StepProblem};
 pub use machine::{BaseImage, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, Stream};
 pub use progress::{Event, Progress};

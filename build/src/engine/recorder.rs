@@ -24,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) published: Vec<NewImage>,
     /// Content of files that a process saw at `cat PATH`, and what was written into archives.
     pub(crate) left: Vec<String>,
+    /// Number of archives that were extracted below mounts.
+    pub(crate) below_mounts: usize,
     pub(crate) surroundings: Vec<u8>,
     /// A file of the host, and what is written to it when a process runs.
     pub(crate) on_run: Option<(PathBuf, Vec<u8>)>,
@@ -126,6 +128,7 @@ impl Machine for Recorded {
     }
 
     async fn extract_to_disk(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
+        self.shared.lock().unwrap().below_mounts += 1;
         self.extract(archive).await
     }
 

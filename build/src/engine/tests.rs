@@ -74,6 +74,7 @@ fn steps_are_executed_in_order_and_cached_the_next_time() {
         "publish the changes",
     ];
     assert_eq!(log, expected);
+    assert_eq!(setup.machines.0.lock().unwrap().below_mounts, 1);
     assert_eq!(events[0], "1/3 WORKDIR /w");
     assert_eq!(events.last().unwrap(), "sha256:built");
 
