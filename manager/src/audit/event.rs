@@ -332,6 +332,7 @@ impl Event {
     pub(crate) fn files(operation: &FileOperation, user: Option<&CText>) -> Option<Self> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let user = user.map(|user| text(user.as_bytes()));
+        let of_the_root = |act| Self::Files { act, path: "/".to_owned(), to: None, user: user.clone() };
         let (act, path, to) = match operation {
             FileOperation::Stat { .. }
             | FileOperation::List { .. }
@@ -349,11 +350,8 @@ impl Event {
             FileOperation::Watch { path, .. } | FileOperation::Observe { path, .. } => (FileAct::Watch, path, None),
             FileOperation::Archive { path, .. } => (FileAct::Archive, path, None),
             FileOperation::Extract { path, .. } => (FileAct::Extract, path, None),
-            FileOperation::PackChanges | FileOperation::ExtractBelowMounts => {
-                let packs = matches!(operation, FileOperation::PackChanges);
-                let act = if packs { FileAct::PackChanges } else { FileAct::Extract };
-                return Some(Self::Files { act, path: "/".to_owned(), to: None, user });
-            }
+            FileOperation::PackChanges => return Some(of_the_root(FileAct::PackChanges)),
+            FileOperation::ExtractBelowMounts => return Some(of_the_root(FileAct::Extract)),
             FileOperation::MountWorkspace(mount) => (FileAct::MountWorkspace, &mount.at, None),
             FileOperation::PackWorkspace { lowest } => {
                 return Some(Self::Files {
