@@ -3,7 +3,7 @@
 //! makes system calls. May not change anything outside of the new namespaces.
 //!
 //! This follows systemd's container interface (systemd.io/CONTAINER_INTERFACE). `/run` is not new: it is
-//! a tmpfs already, and the agent's file with the machine's generation stays visible there.
+//! the machine's, a directory of the disk in a container image, with the agent's tmpfs below it.
 //!
 //! | path | what it is |
 //! |---|---|
