@@ -163,10 +163,11 @@ pub(crate) async fn deliver<M: Machine>(
         machine.make_directory(directory, place.owner.unwrap_or_default()).await?;
     }
     archive.seek(SeekFrom::Start(0))?;
-    Ok(match destination {
+    match destination {
         Destination::Image => machine.extract_to_disk(&mut archive).await?,
         Destination::Machine => machine.extract(&mut archive).await?,
-    })
+    }
+    Ok(())
 }
 
 /// Returns a reader of the plain archive if the file is one.
