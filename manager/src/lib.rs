@@ -135,7 +135,7 @@ pub use vmm::group::{Containment, containment};
 pub use vmm::last_words::LastWords;
 pub use vmm::state::State;
 pub use vmm::wire::WireError;
-pub use workspace::{StoreError, StoredChanges, WorkspaceError, WorkspaceRecord, WorkspaceSpec};
+pub use workspace::{APPLY_JOURNAL, StoreError, StoredChanges, WorkspaceError, WorkspaceRecord, WorkspaceSpec};
 
 // Values that callers hand in and get back. They are defined where the wires are, and are part of this library's API: no
 // caller needs `sandboxvm-protocol`, whose messages are an affair of the manager, the VMM and the agent.

@@ -16,7 +16,7 @@ mod index;
 mod review;
 
 pub use apply::{
-    ApplyError, Left, Recovered, apply, apply_until,
+    ApplyError, JOURNAL, Left, Recovered, apply, apply_until,
     concerns::{Concern, Reason},
     plan::{ApplyOptions, Conflict, ConflictKind, Plan, PlanError, Planned, plan},
     recover, recover_until,

@@ -6,7 +6,7 @@ pub(crate) mod show;
 use crate::{failure::Failure, options::supervision, output::progress};
 use rustix::fs::{Mode, OFlags};
 use sandboxvm_manager::{Sandbox, State, one_line};
-use sandboxvm_workspace::{Recovered, ReviewFiles, recover};
+use sandboxvm_workspace::{JOURNAL, Recovered, ReviewFiles, recover};
 use std::{
     fs::File,
     io::{self, BufRead, IsTerminal, Seek, Write},
@@ -14,8 +14,6 @@ use std::{
 
 /// A layer of changes may have this many times the size of the sandbox's disk: files with holes have their full size in it.
 const LAYER_TO_DISK: u64 = 2;
-/// The journal of an apply, in the directory of a sandbox.
-const JOURNAL: &str = "apply.journal";
 
 /// Finds a sandbox with a workspace, and finishes or undoes an apply that was killed.
 pub(crate) fn find(reference: &str) -> Result<Sandbox, Failure> {
@@ -118,4 +116,12 @@ pub(crate) fn agrees(question: &str, yes: bool) -> Result<bool, Failure> {
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn prune_looks_for_the_journal_that_apply_writes() {
+        assert_eq!(sandboxvm_manager::APPLY_JOURNAL, sandboxvm_workspace::JOURNAL);
+    }
 }

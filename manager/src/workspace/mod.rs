@@ -16,7 +16,7 @@ mod spec;
 
 /// The journal of changes that are being applied, in the directory of a sandbox. The crate that applies
 /// them writes and reads it; here it only says that the sandbox must not be swept.
-pub(crate) const APPLY_JOURNAL: &str = "apply.journal";
+pub const APPLY_JOURNAL: &str = "apply.journal";
 
 pub(crate) use changes::{DIRECTORY, are_stored, forget};
 pub use changes::{StoreError, StoredChanges};

@@ -18,6 +18,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Name of the journal in the directory of a sandbox. While it is there, an apply is not complete.
+pub const JOURNAL: &str = "apply.journal";
 const MAGIC: &[u8; 8] = b"svmwsap2";
 const DIGEST: usize = 32;
 
@@ -120,7 +122,7 @@ impl Place {
     }
 
     fn path(&self) -> PathBuf {
-        self.directory.join("apply.journal")
+        self.directory.join(JOURNAL)
     }
 
     /// Reads the journal, if there is one.

@@ -16,6 +16,7 @@ pub(crate) mod plan;
 mod staging;
 
 pub use error::{ApplyError, Left};
+pub use journal::JOURNAL;
 
 use crate::{beneath::Root, review::Review};
 use execute::{Checkpoint, Executor};
