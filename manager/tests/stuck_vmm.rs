@@ -95,12 +95,13 @@ impl Place {
     }
 }
 
-/// What processes other than this one have open in `directory`.
+/// What processes other than this one have open in `directory`. Only numbers count: `/proc/self` and
+/// `/proc/thread-self` are this process too, which may still fill its pool of control groups.
 fn holders_of(directory: &Path) -> Vec<String> {
-    let own = PathBuf::from(format!("/proc/{}", std::process::id()));
-    let processes = fs::read_dir("/proc").expect("/proc is mounted").flatten().map(|entry| entry.path());
-    let files = processes.filter(|process| *process != own).flat_map(|process| {
-        let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let files = pids.filter(|pid| *pid != std::process::id()).flat_map(|pid| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         files.filter_map(|file| fs::read_link(file.path()).ok())
     });
     files.filter(|target| target.starts_with(directory)).map(|target| target.display().to_string()).collect()
