@@ -7,7 +7,7 @@
 //! one place, and inode tables that count as zeroed, so that no lazy initialisation runs. UUID,
 //! hash seed and times are fixed: the same size gives the same bytes.
 
-use rustix::fs::{FlockOperation, flock};
+use sandboxvm_file_lock::{self as file_lock, Sharing};
 use std::{
     fmt,
     fs::{self, File, OpenOptions, Permissions},
@@ -139,7 +139,7 @@ pub fn open(directory: &Path, size: DiskSize) -> Result<File, TemplateError> {
         .mode(0o600)
         .open(&lock_path)
         .map_err(io_error("open", &lock_path))?;
-    flock(&lock, FlockOperation::LockExclusive).map_err(|e| io_error("lock", &lock_path)(e.into()))?;
+    file_lock::wait(Sharing::Exclusive, &lock).map_err(io_error("lock", &lock_path))?;
     if let Some(file) = existing(directory, size)? {
         return Ok(file);
     }

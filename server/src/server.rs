@@ -13,10 +13,10 @@ use crate::{
     registry::{OpenError, Registry, error::RegistryError},
 };
 use rustix::{
-    fs::{FlockOperation, flock},
     net::sockopt::socket_acceptconn,
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
+use sandboxvm_file_lock::{self as file_lock, Sharing};
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{Manager, SupervisorProgram, containment};
 use std::{
@@ -124,10 +124,8 @@ impl Server {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let lock = options.open(directory.join("lock")).map_err(failed)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(ServerError::Taken(manager.root().to_owned())),
-            Err(error) => return Err(failed(error.into())),
+        if !file_lock::try_take(Sharing::Exclusive, &lock).map_err(failed)? {
+            return Err(ServerError::Taken(manager.root().to_owned()));
         }
         let tls = config.tls.as_ref().map(|files| files.read()).transpose()?;
         let mut listeners = Vec::new();

@@ -85,8 +85,7 @@ impl FileLock {
         if !flock::try_take(Sharing::Exclusive, &file).map_err(|error| DirectoryError::new("lock", path, error))? {
             return Ok(None);
         }
-        let (held, named) = (rustix::fs::fstat(&file).map_err(fail)?, rustix::fs::stat(path));
-        let is_named = named.is_ok_and(|named| (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino));
+        let is_named = flock::is_named(&file, path).map_err(|error| DirectoryError::new("lock", path, error))?;
         Ok(is_named.then(|| Self::held(class, file)))
     }
 

@@ -10,11 +10,11 @@
 //! A task waits for `lock` while it may hold the others, and for no other lock while it holds
 //! `lock`. It has at most one lock in `partial/`.
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
+use sandboxvm_file_lock::{self as flock, Sharing};
 use std::{
     fs::File,
     io,
-    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
@@ -23,17 +23,6 @@ use std::{
 pub(super) struct FileLock {
     pub(super) file: File,
     pub(super) path: PathBuf,
-}
-
-fn flock(file: impl AsFd, how: FlockOperation) -> io::Result<bool> {
-    loop {
-        match rustix::fs::flock(&file, how) {
-            Ok(()) => return Ok(true),
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 fn open(path: &Path, flags: OFlags) -> io::Result<File> {
@@ -46,7 +35,7 @@ impl FileLock {
     /// file that is never deleted.
     pub(super) fn wait(path: &Path) -> io::Result<Self> {
         let file = open(path, OFlags::CREATE)?;
-        flock(&file, FlockOperation::LockExclusive)?;
+        flock::wait(Sharing::Exclusive, &file)?;
         Ok(Self { file, path: path.to_owned() })
     }
 
@@ -66,12 +55,10 @@ impl FileLock {
     }
 
     fn try_locked(file: File, path: &Path) -> io::Result<Option<Self>> {
-        if !flock(&file, FlockOperation::NonBlockingLockExclusive)? {
+        if !flock::try_take(Sharing::Exclusive, &file)? {
             return Ok(None);
         }
         // A lock on a file without a name excludes no process.
-        let (held, named) = (rustix::fs::fstat(&file)?, rustix::fs::lstat(path));
-        let is_named = named.is_ok_and(|named| (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino));
-        Ok(is_named.then(|| Self { file, path: path.to_owned() }))
+        Ok(flock::is_named(&file, path)?.then(|| Self { file, path: path.to_owned() }))
     }
 }

@@ -2,7 +2,7 @@
 //! its secret is rotated, and is what sandboxes belong to.
 
 use super::tokens::random;
-use rustix::fs::{FlockOperation, flock};
+use sandboxvm_file_lock::{self as file_lock, Sharing};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -312,7 +312,7 @@ impl KeyStore {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let lock = options.open(directory.join("keys.lock")).map_err(failed)?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        file_lock::wait(Sharing::Exclusive, &lock).map_err(failed)?;
         let mut keys = self.current()?;
         change(&mut keys)?;
         // Made with mode 0600.

@@ -7,8 +7,9 @@ use crate::{
 };
 use rustix::{
     fd::AsFd,
-    fs::{FlockOperation, OFlags, flock, fstatvfs, fsync},
+    fs::{OFlags, fstatvfs, fsync},
 };
+use sandboxvm_file_lock::{self as file_lock, Sharing};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -112,7 +113,7 @@ impl Place {
     /// Locks the place, and waits for another apply of the same sandbox.
     pub(crate) fn lock(directory: &Path) -> io::Result<Self> {
         let lock = crate::beneath::open_plain(&directory.join("apply.lock"), OFlags::RDWR | OFlags::CREATE)?;
-        flock(&lock, FlockOperation::LockExclusive)?;
+        file_lock::wait(Sharing::Exclusive, &lock)?;
         Ok(Self { directory: directory.to_owned(), _lock: lock })
     }
 

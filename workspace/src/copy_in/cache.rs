@@ -14,10 +14,10 @@ use crate::{
     index::{Index, file::IndexError},
 };
 use rustix::{
-    fd::{AsFd, OwnedFd},
-    fs::{FlockOperation, OFlags, Timestamps, flock, fstat, futimens, stat},
-    io::Errno,
+    fd::OwnedFd,
+    fs::{OFlags, Timestamps, futimens},
 };
+use sandboxvm_file_lock::{self as file_lock, Sharing};
 use sha2::{Digest, Sha256};
 use std::{
     fs, io,
@@ -73,7 +73,7 @@ impl Place {
         let directory = cache.join(&name);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(cache).map_err(fail("create", cache))?;
         let path = cache.join(format!("{name}.lock"));
-        let lock = lock(&path, FlockOperation::LockExclusive).map_err(fail("lock", &path))?;
+        let lock = lock(&path).map_err(fail("lock", &path))?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(fail("create", &directory))?;
         futimens(&lock, &now()).map_err(fail("mark", &path))?;
         Ok(Self { directory, lock })
@@ -146,7 +146,7 @@ pub(super) fn evict(cache: &Path, max_bytes: u64, max_places: usize) -> Result<(
         if bytes <= max_bytes && count <= max_places {
             break;
         }
-        let Ok(_held) = lock(&path, FlockOperation::NonBlockingLockExclusive) else { continue };
+        let Ok(Some(_held)) = try_lock(&path) else { continue };
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail("remove", &directory)(error)),
             _ => {}
@@ -164,23 +164,22 @@ fn size(directory: &Path) -> u64 {
     files.filter_map(|file| file.metadata().ok()).map(|about| about.blocks() * 512).sum()
 }
 
-/// Locks a file, which is created if it is missing. It may have been removed while this process waited.
-fn lock(path: &Path, operation: FlockOperation) -> Result<OwnedFd, Errno> {
+/// Waits for the lock of a file, which is created if it is missing. It may be removed meanwhile.
+fn lock(path: &Path) -> io::Result<OwnedFd> {
     loop {
         let file = open_plain(path, OFlags::RDWR | OFlags::CREATE)?;
-        loop {
-            match flock(file.as_fd(), operation) {
-                Err(Errno::INTR) => {}
-                locked => break locked?,
-            }
-        }
-        let about = fstat(&file)?;
-        match stat(path) {
-            Ok(there) if (there.st_dev, there.st_ino) == (about.st_dev, about.st_ino) => return Ok(file),
-            Ok(_) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno),
+        file_lock::wait(Sharing::Exclusive, &file)?;
+        if file_lock::is_named(&file, path)? {
+            return Ok(file);
         }
     }
+}
+
+/// Takes the lock of a file, if no process has it.
+fn try_lock(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let file = open_plain(path, OFlags::RDWR | OFlags::CREATE)?;
+    let is_taken = file_lock::try_take(Sharing::Exclusive, &file)? && file_lock::is_named(&file, path)?;
+    Ok(is_taken.then_some(file))
 }
 
 fn now() -> Timestamps {
