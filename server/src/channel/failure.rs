@@ -1,7 +1,7 @@
 //! Why the launcher did not do something, on its way to the front, which gives it a status of HTTP.
 
 use crate::{
-    registry::{builds::BuildError, egress::EgressError, error::RegistryError},
+    registry::{builds::BuildError, error::RegistryError, network::egress::error::EgressError},
     templates::TemplateError,
 };
 use sandboxvm_manager::{NetworkSpecError, RefusalKind};

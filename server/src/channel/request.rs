@@ -5,7 +5,10 @@ use crate::{
     channel::opening::Opening,
     config::Config,
     metering::{ends::How, traffic::Passed},
-    registry::{egress::Egress, ingress::Ingress, record::OnTimeout},
+    registry::{
+        network::{egress::Egress, ingress::Ingress},
+        record::OnTimeout,
+    },
 };
 use sandboxvm_build::e2b::TemplateStep;
 use sandboxvm_manager::SandboxId;

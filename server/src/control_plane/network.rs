@@ -1,7 +1,7 @@
 //! What clients say of a sandbox's network, at its creation and later.
 
 use super::{admission::Caller, error::ApiError};
-use crate::{app::SharedApp, channel::request::Operation, registry::egress::Egress};
+use crate::{app::SharedApp, channel::request::Operation, registry::network::egress::Egress};
 use axum::{
     Extension, Json,
     extract::{Path, State, rejection::JsonRejection},

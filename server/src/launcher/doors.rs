@@ -14,7 +14,7 @@ use crate::{
     },
     registry::{
         entry::{Entry, Reached},
-        ingress::ENVD_PORT,
+        network::ingress::ENVD_PORT,
         record::Record,
     },
 };

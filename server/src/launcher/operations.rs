@@ -8,7 +8,7 @@ use crate::{
         request::{Create, ListFilter, Operation, Resumed, Rows},
     },
     metering::samples::Sample,
-    registry::{NewSandbox, entry::Entry, ingress::Ingress, lifecycle::Back},
+    registry::{NewSandbox, entry::Entry, lifecycle::Back, network::ingress::Ingress},
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};

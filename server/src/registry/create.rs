@@ -1,10 +1,9 @@
 //! New sandboxes: from a template or a snapshot, written down before their client is answered.
 
 use super::{
-    egress::Egress,
     entry::Entry,
     error::RegistryError,
-    ingress::Ingress,
+    network::{egress::Egress, ingress::Ingress},
     record::{OnTimeout, Phase, Record},
     state::{Intent, Registry, new_name},
 };

@@ -1,6 +1,6 @@
 //! Why something was not done to a sandbox; `control_plane` gives each its HTTP status.
 
-use super::egress::EgressError;
+use super::network::egress::error::EgressError;
 use crate::{quotas::starts::StartsError, store::StoreError, templates::TemplateError};
 use sandboxvm_manager::{
     ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, NetworkSpecError, RecordError,

@@ -11,17 +11,14 @@
 //! [`Registry`] itself is in `state`, with what keeps entries and records the same; each of the other modules adds the methods
 //! of one concern to it. `templates`, `quotas` and `metering` are beside this room and know nothing of it.
 
-mod building;
 pub(crate) mod builds;
 mod create;
-pub(crate) mod egress;
 pub(crate) mod entry;
 pub(crate) mod error;
 mod expiry;
 mod gate;
-pub(crate) mod ingress;
 pub(crate) mod lifecycle;
-mod network;
+pub(crate) mod network;
 mod quotas;
 mod reach;
 pub(crate) mod record;

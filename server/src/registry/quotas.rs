@@ -1,6 +1,6 @@
 //! What one key may have, checked before anything is made for it: sandboxes, snapshots, disk space, audit logs.
 
-use super::{building::states_of, entry::Entry, error::RegistryError, record::Phase, state::Registry};
+use super::{builds::known::states_of, entry::Entry, error::RegistryError, record::Phase, state::Registry};
 use crate::{
     access::keys::{Key, KeyId},
     quotas::count::Reserved,

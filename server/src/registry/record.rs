@@ -1,6 +1,6 @@
 //! The record of a sandbox, which is on disk before a client is answered.
 
-use super::{egress::Egress, ingress::Ingress};
+use super::network::{egress::Egress, ingress::Ingress};
 use crate::{access::keys::KeyId, templates::TemplateId};
 use sandboxvm_manager::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};

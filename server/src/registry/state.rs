@@ -1,7 +1,7 @@
 //! The sandboxes that a server knows, and their records on disk. The methods here keep the two the same; `create`, `lifecycle`
 //! and their siblings decide what happens to a sandbox.
 
-use super::{building::Builds, egress::Egress, entry::Entry, error::RegistryError, record::Record};
+use super::{builds::known::Builds, entry::Entry, error::RegistryError, network::egress::Egress, record::Record};
 use crate::{
     access::{keys::KeyId, tokens::random},
     config::{

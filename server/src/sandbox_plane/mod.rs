@@ -22,7 +22,7 @@ use crate::{
     config::Config,
     deadline::{self, Deadlines},
     held::Held,
-    registry::ingress::ENVD_PORT,
+    registry::network::ingress::ENVD_PORT,
 };
 use address::Address;
 use axum::{

@@ -8,6 +8,7 @@
 //! the credentials of this very build: that another key pulled it gives nothing.
 
 mod base;
+pub(super) mod known;
 #[cfg(test)]
 #[path = "../../../../tests/host/registry.rs"]
 #[allow(dead_code, reason = "each user has a part")]
@@ -17,7 +18,6 @@ mod run;
 mod tests;
 
 use super::{
-    building::{Running, now},
     error::RegistryError,
     state::{Registry, new_name},
 };
@@ -29,6 +29,7 @@ use crate::{
     store::{FORMAT, StoreError},
     templates::built::{self, Build, BuiltTemplate, DEFAULT_TAG, Reason, Status, Tag},
 };
+use known::{Running, now};
 use sandboxvm_build::e2b::{self, PlanRequest, Setting};
 use sandboxvm_manager::SandboxName;
 use std::{collections::BTreeMap, sync::Arc};

@@ -6,7 +6,7 @@ use crate::{
     builds::log::{Level, step_name},
     config::TemplateConfig,
     registry::{
-        building::{now, states_of},
+        builds::known::{now, states_of},
         state::{Registry, new_name},
     },
     templates::built::{self, Build, Reason, Status, Tag},

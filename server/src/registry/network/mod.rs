@@ -1,13 +1,16 @@
 //! The network of sandboxes: what a new one gets, and what changes while it runs. The manager keeps what is in force, and the
 //! record here what the client said.
 
+pub(crate) mod egress;
+pub(crate) mod ingress;
+
 use super::{
-    egress::Egress,
     entry::Entry,
     error::RegistryError,
     record::Record,
     state::{Intent, Registry},
 };
+use egress::Egress;
 use sandboxvm_manager::{NetworkReport, NetworkSpec, Reach, Sandbox, SuperviseError, SupervisionSpec};
 use std::time::Duration;
 use tokio::time::timeout;

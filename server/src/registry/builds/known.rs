@@ -26,23 +26,27 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Builds {
     pub(crate) templates: BuiltTemplates,
     pub(crate) uploads: UploadStore,
-    pub(super) logs: Store<Vec<Line>>,
+    pub(in crate::registry) logs: Store<Vec<Line>>,
     running: Mutex<HashMap<String, Running>>,
-    pub(super) turns: Semaphore,
-    pub(super) config: ImagesConfig,
-    pub(super) network: NetworkSpec,
+    pub(in crate::registry) turns: Semaphore,
+    pub(in crate::registry) config: ImagesConfig,
+    pub(in crate::registry) network: NetworkSpec,
 }
 
 #[derive(Debug)]
-pub(super) struct Running {
-    pub(super) owner: KeyId,
-    pub(super) template: SandboxName,
-    pub(super) log: Arc<BuildLog>,
-    pub(super) cancel: CancellationToken,
+pub(in crate::registry) struct Running {
+    pub(in crate::registry) owner: KeyId,
+    pub(in crate::registry) template: SandboxName,
+    pub(in crate::registry) log: Arc<BuildLog>,
+    pub(in crate::registry) cancel: CancellationToken,
 }
 
 impl Builds {
-    pub(super) fn open(directory: &Path, config: &ImagesConfig, network: NetworkSpec) -> Result<Self, StoreError> {
+    pub(in crate::registry) fn open(
+        directory: &Path,
+        config: &ImagesConfig,
+        network: NetworkSpec,
+    ) -> Result<Self, StoreError> {
         let uploads = directory.join("uploads");
         let opened = UploadStore::open(uploads.clone(), config.uploads_per_key);
         Ok(Self {
@@ -56,12 +60,12 @@ impl Builds {
         })
     }
 
-    pub(super) fn running(&self) -> MutexGuard<'_, HashMap<String, Running>> {
+    pub(in crate::registry) fn running(&self) -> MutexGuard<'_, HashMap<String, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the builds of a template that run.
-    pub(super) fn cancel(&self, template: &SandboxName) {
+    pub(in crate::registry) fn cancel(&self, template: &SandboxName) {
         for running in self.running().values().filter(|running| running.template == *template) {
             running.cancel.cancel();
         }
@@ -78,10 +82,10 @@ impl Builds {
 }
 
 /// What the names of kept states of a key's builds begin with.
-pub(super) fn states_of(owner: &KeyId) -> String {
+pub(in crate::registry) fn states_of(owner: &KeyId) -> String {
     format!("step-{}-", &hex::encode(Sha256::digest(owner.0.as_bytes()))[..12])
 }
 
-pub(super) fn now() -> u64 {
+pub(in crate::registry) fn now() -> u64 {
     unix_millis(SystemTime::now())
 }
