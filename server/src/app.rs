@@ -3,7 +3,7 @@
 use crate::{
     access::Pace,
     channel::client::Launcher,
-    concurrency::{Places, Room},
+    concurrency::{ConcurrencyLimit, Places},
     config::Config,
 };
 use std::sync::Arc;
@@ -14,28 +14,28 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) pace: Pace,
     pub(crate) launcher: Launcher,
-    pub(crate) rooms: Rooms,
+    pub(crate) limits: ConcurrencyLimits,
 }
 
 /// Where requests take their places.
 #[derive(Debug)]
-pub(crate) struct Rooms {
+pub(crate) struct ConcurrencyLimits {
     /// Requests of the control plane whose bodies are being read: a client that sends slowly takes no place from others.
-    pub(crate) reading: Room,
+    pub(crate) reading: ConcurrencyLimit,
     /// Requests of the control plane that are worked on.
-    pub(crate) control: Room,
+    pub(crate) control: ConcurrencyLimit,
     /// Logs that are read: each may be long, and is read to its end or until its client goes away.
-    pub(crate) logs: Room,
+    pub(crate) logs: ConcurrencyLimit,
     /// Requests to sandboxes until their answers begin.
-    pub(crate) sandbox: Room,
+    pub(crate) sandbox: ConcurrencyLimit,
     /// Answers of sandboxes that are being sent, and upgraded connections.
-    pub(crate) streams: Room,
+    pub(crate) streams: ConcurrencyLimit,
 }
 
 /// Logs of sandboxes that are read at a time: each takes a processor, a thread and some 32 MiB.
 const LOGS: Places = Places { all: 8, of_one_key: 4, of_one_sandbox: 2 };
 
-impl Rooms {
+impl ConcurrencyLimits {
     pub(crate) fn of(config: &Config) -> Self {
         let requests = Places {
             all: config.concurrent_requests,
@@ -48,11 +48,11 @@ impl Rooms {
             of_one_sandbox: config.streams_per_sandbox,
         };
         Self {
-            reading: Room::of(requests),
-            control: Room::of(requests),
-            logs: Room::of(LOGS),
-            sandbox: Room::of(requests),
-            streams: Room::of(streams),
+            reading: ConcurrencyLimit::of(requests),
+            control: ConcurrencyLimit::of(requests),
+            logs: ConcurrencyLimit::of(LOGS),
+            sandbox: ConcurrencyLimit::of(requests),
+            streams: ConcurrencyLimit::of(streams),
         }
     }
 }

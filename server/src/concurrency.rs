@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// How many places there are.
+/// How many places a limit has.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Places {
     pub(crate) all: usize,
@@ -18,8 +18,9 @@ pub(crate) struct Places {
     pub(crate) of_one_sandbox: usize,
 }
 
+/// A limit on requests of one kind.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct ConcurrencyLimit {
     places: Places,
     taken: Arc<Mutex<Taken>>,
 }
@@ -31,7 +32,7 @@ struct Taken {
     of_sandboxes: HashMap<SandboxId, usize>,
 }
 
-/// A place in it, given back when dropped.
+/// A place below a limit, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     taken: Arc<Mutex<Taken>>,
@@ -57,7 +58,7 @@ impl fmt::Display for NoPlace {
     }
 }
 
-impl Room {
+impl ConcurrencyLimit {
     pub(crate) fn of(places: Places) -> Self {
         Self { places, taken: Arc::default() }
     }
@@ -114,18 +115,18 @@ mod tests {
 
     #[test]
     fn one_key_and_one_sandbox_have_their_share_and_no_more() {
-        let room = Room::of(Places { all: 5, of_one_key: 3, of_one_sandbox: 2 });
+        let limit = ConcurrencyLimit::of(Places { all: 5, of_one_key: 3, of_one_sandbox: 2 });
         let [one, two] = ["1", "2"].map(|id| KeyId(id.into()));
         let [a, b] = ["aaaaaaaa", "bbbbbbbb"].map(|id| SandboxId::try_from(id.to_owned()).unwrap());
-        let mut taken = vec![room.try_enter(&one, Some(&a)).unwrap(), room.try_enter(&one, Some(&a)).unwrap()];
-        assert_eq!(room.try_enter(&one, Some(&a)).unwrap_err(), NoPlace::Sandbox);
-        taken.push(room.try_enter(&one, Some(&b)).unwrap());
-        assert_eq!(room.try_enter(&one, None).unwrap_err(), NoPlace::Key);
-        taken.extend([room.try_enter(&two, None).unwrap(), room.try_enter(&two, None).unwrap()]);
-        assert_eq!(room.try_enter(&two, None).unwrap_err(), NoPlace::Server);
+        let mut taken = vec![limit.try_enter(&one, Some(&a)).unwrap(), limit.try_enter(&one, Some(&a)).unwrap()];
+        assert_eq!(limit.try_enter(&one, Some(&a)).unwrap_err(), NoPlace::Sandbox);
+        taken.push(limit.try_enter(&one, Some(&b)).unwrap());
+        assert_eq!(limit.try_enter(&one, None).unwrap_err(), NoPlace::Key);
+        taken.extend([limit.try_enter(&two, None).unwrap(), limit.try_enter(&two, None).unwrap()]);
+        assert_eq!(limit.try_enter(&two, None).unwrap_err(), NoPlace::Server);
         taken.clear();
-        assert_eq!(room.try_enter(&one, Some(&a)).map(drop), Ok(()));
-        let taken = lock(&room.taken);
+        assert_eq!(limit.try_enter(&one, Some(&a)).map(drop), Ok(()));
+        let taken = lock(&limit.taken);
         assert!(taken.all == 0 && taken.of_keys.is_empty() && taken.of_sandboxes.is_empty(), "{taken:?}");
     }
 }

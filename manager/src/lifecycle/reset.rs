@@ -23,7 +23,7 @@ use crate::{
     },
     limits::{
         admission::{self, AdmissionError},
-        disk_room::Room,
+        disk_reservation::DiskReservation,
     },
     network::pins::KeptPins,
     sandbox::Sandbox,
@@ -444,7 +444,7 @@ impl Sandbox {
         };
         bundle.open_part(Part::Vmm)?;
         self.admit_again()?;
-        let room = Room::for_a_start(directory)?;
+        let room = DiskReservation::for_a_start(directory)?;
         interruption::announce(directory, Interruption::Reset);
         // The processes of the network end with the machine, so what they know is kept.
         KeptPins::of(self.network_pins(true).await).write(directory)?;

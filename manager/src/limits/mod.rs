@@ -3,7 +3,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod cpu_share;
-pub(crate) mod disk_room;
+pub(crate) mod disk_reservation;
 pub(crate) mod kept;
 pub(crate) mod ledger;
 pub(crate) mod lifetime;

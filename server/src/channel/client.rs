@@ -31,7 +31,7 @@ struct Shared {
     next: AtomicU64,
     /// None once the launcher has gone.
     pending: Mutex<Option<Pending>>,
-    /// The number of requests is that of the places in the front's rooms.
+    /// The number of requests is that of the front's concurrency limits.
     out: mpsc::UnboundedSender<Frame>,
 }
 

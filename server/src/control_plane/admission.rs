@@ -67,7 +67,7 @@ pub(super) async fn admit(
     }
     let body = whole(&app, key, std::mem::take(request.body_mut())).await?;
     *request.body_mut() = Body::from(body);
-    let _place = app.rooms.control.try_enter(&key.account, None).map_err(busy)?;
+    let _place = app.limits.control.try_enter(&key.account, None).map_err(busy)?;
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
 }
@@ -77,7 +77,7 @@ async fn whole(app: &App, key: &Key, body: Body) -> Result<Bytes, ApiError> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
-    let _place = app.rooms.reading.try_enter(&key.account, None).map_err(busy)?;
+    let _place = app.limits.reading.try_enter(&key.account, None).map_err(busy)?;
     let within = Duration::from_secs(app.config.body_timeout);
     let deadlines = Deadlines { pause: within, body: Some(within), answer: Duration::MAX };
     match Limited::new(deadline::body(body, deadlines), MAX_BODY).collect().await {

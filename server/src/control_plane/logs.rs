@@ -41,7 +41,7 @@ async fn entries(app: &SharedApp, caller: &Caller, id: String, query: LogsQuery)
     caller.ask::<()>(app, Operation::Find { id: id.clone() }).await?;
     let sandbox = SandboxId::try_from(id.clone()).ok();
     let place =
-        app.rooms.logs.try_enter(&caller.key.id, sandbox.as_ref()).map_err(|_| {
+        app.limits.logs.try_enter(&caller.key.id, sandbox.as_ref()).map_err(|_| {
             ApiError::later("the server is reading too many logs at the same time", Duration::from_secs(1))
         })?;
     let (app, caller) = (app.clone(), caller.clone());

@@ -48,7 +48,7 @@ pub(super) async fn receive(
     };
     let owner: KeyId = serde_json::from_slice(&reply.head).map_err(|error| failed(&error))?;
     let socket = reply.descriptors.pop().ok_or_else(|| failed(&"the launcher gave no socket"))?;
-    let place = app.rooms.streams.try_enter(&owner, None);
+    let place = app.limits.streams.try_enter(&owner, None);
     let _place = place.map_err(|full| ApiError::later(full.to_string(), Duration::from_secs(1)))?;
     let mut socket = UnixStream::from_std(StdUnixStream::from(socket)).map_err(|error| failed(&error))?;
     let pause = Duration::from_secs(app.config.body_timeout);

@@ -11,7 +11,7 @@ pub use confine::{ConfineError, FrontUser, confine, user_of_front};
 
 use crate::{
     access::Pace,
-    app::{App, Rooms, SharedApp},
+    app::{App, ConcurrencyLimits, SharedApp},
     channel::{
         client::Launcher,
         failure::Failure,
@@ -78,7 +78,7 @@ pub async fn serve_front(socket: OwnedFd) -> Result<(), FrontError> {
     let (Some(api), Some(sandboxes)) = (listeners.next(), listeners.next()) else {
         return Err(FrontError::Launcher("listeners are missing".to_owned()));
     };
-    let app = Arc::new(App { rooms: Rooms::of(&config), config, pace: Pace::default(), launcher });
+    let app = Arc::new(App { limits: ConcurrencyLimits::of(&config), config, pace: Pace::default(), launcher });
     serve(app, (api, sandboxes, listeners.next()), tls, end, gone).await
 }
 

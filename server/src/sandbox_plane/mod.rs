@@ -79,8 +79,8 @@ async fn dispatch(app: SharedApp, envd: Router, states: &SandboxStates, mut requ
         Err(failure) => return Refusal::Launcher(failure).into_response(),
     };
     let (place, stream) = match (
-        app.rooms.sandbox.try_enter(&facts.owner, Some(&address.id)),
-        app.rooms.streams.try_enter(&facts.owner, Some(&address.id)),
+        app.limits.sandbox.try_enter(&facts.owner, Some(&address.id)),
+        app.limits.streams.try_enter(&facts.owner, Some(&address.id)),
     ) {
         (Ok(place), Ok(stream)) => (place, Arc::new(stream)),
         (Err(full), _) | (_, Err(full)) => return Refusal::Busy(full).into_response(),

@@ -15,9 +15,9 @@ const OF_A_START: u64 = 256 * 1024;
 /// A reservation. It ends when the value is dropped or the process ends, because the file has no
 /// name.
 #[derive(Debug)]
-pub(crate) struct Room(#[expect(dead_code, reason = "held for its blocks")] Option<File>);
+pub(crate) struct DiskReservation(#[expect(dead_code, reason = "held for its blocks")] Option<File>);
 
-impl Room {
+impl DiskReservation {
     /// Reserves the space that starting a machine in `directory` needs besides the guest's writes.
     /// Reserves nothing on a file system without unnamed files or without a way to allocate blocks.
     ///
