@@ -1,0 +1,253 @@
+//! Live fork: makes running copies of a running sandbox. The VMM of the parent forks itself once
+//! for each child and passes it the files that were created here. From then on each child is a
+//! sandbox like any other.
+
+mod child;
+mod error;
+mod inherited;
+
+pub use error::ForkError;
+pub(crate) use error::MAX_CHILDREN;
+
+use crate::{
+    audit::Event,
+    create::{parts::Parts, staged::Staged},
+    guest::identity,
+    home::{host, ids::new_id},
+    limits::admission::{self, Request},
+    record::SandboxRecord,
+    sandbox::Sandbox,
+    snapshot::{
+        change::{Change, Running},
+        flatten::flatten_when_long,
+        lineage::{Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
+    },
+    vmm::{
+        control::{ControlClient, ControlError},
+        descriptors::LaunchFiles,
+        group::{self, Group},
+        wire::WireError,
+    },
+    workspace,
+};
+use child::{Child, ChildFiles};
+use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream};
+use inherited::{Inherited, Secrets};
+use sandboxvm_protocol::{
+    ids::SandboxId,
+    vmm::{ControlReply, ControlRequest, ForkReport, ForkRequest, MAX_FORK_CHILDREN},
+};
+use std::{
+    num::NonZero,
+    os::unix::net::UnixStream as StdUnixStream,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::time::timeout;
+
+/// Limit for one request to fork. A VMM needs about a millisecond for each child; the limit allows
+/// for a host that swaps.
+const FORKED_WITHIN: Duration = Duration::from_secs(60);
+/// Time from the fork until the agent of a child has answered: what a restored machine gets, plus
+/// this time for each of its siblings, with which it shares the host's CPUs.
+const READY_WITHIN_EACH: Duration = Duration::from_secs(2);
+/// The copies that a fork made.
+#[derive(Debug)]
+pub struct Forked {
+    /// The new sandboxes.
+    pub copies: Vec<Sandbox>,
+    /// How long the sandbox was paused, for each request to its VMM.
+    pub pauses: Vec<Duration>,
+    /// Time from the call until the last copy was ready to run: the work of the host, without any
+    /// work of a guest.
+    pub made: Duration,
+}
+
+impl Sandbox {
+    /// Returns the sandbox that this one was forked from, if it is a fork.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    pub fn forked_from(&self) -> Result<Option<SandboxId>, LineageError> {
+        Ok(match Lineage::peek(&self.directory)?.origin {
+            Origin::Fork { of } => Some(of),
+            Origin::Boot | Origin::Snapshot { .. } => None,
+        })
+    }
+
+    /// Makes `count` running copies. All copies that one request to the VMM makes (24) are of the
+    /// same moment. Each has received its own identity. Dropping the future removes the copies that
+    /// were made.
+    ///
+    /// # Errors
+    /// Every [`ForkError`]; no copy is left then.
+    pub async fn fork(&self, count: u32) -> Result<Forked, ForkError> {
+        self.fork_with(count, Secrets::Left).await
+    }
+
+    /// Makes copies as [`Self::fork`] does, which have the secrets, the header rules and the login at the proxy of
+    /// this sandbox too.
+    ///
+    /// # Errors
+    /// Every [`ForkError`]; no copy is left then.
+    pub async fn fork_with_secrets(&self, count: u32) -> Result<Forked, ForkError> {
+        self.fork_with(count, Secrets::Inherited).await
+    }
+
+    async fn fork_with(&self, count: u32, secrets: Secrets) -> Result<Forked, ForkError> {
+        if !(1..=MAX_CHILDREN).contains(&count) {
+            return Err(ForkError::Count(count));
+        }
+        let forked = self.fork_all(count, secrets).await;
+        if let Err(error) = &forked {
+            self.trail().note(Event::NotForked { copies: count, reason: error.to_string() });
+        }
+        forked
+    }
+
+    fn fork_all(&self, count: u32, secrets: Secrets) -> BoxFuture<'_, Result<Forked, ForkError>> {
+        Box::pin(async move {
+            let began = Instant::now();
+            let change = Change::begin(self).await?;
+            let SandboxRecord { memory_bytes: memory, disk_bytes, .. } = self.record;
+            let mut running = change.running().await?;
+            admission::foresee(&self.home, Request { count, memory, disk_bytes })?;
+            let network = Inherited::of(self, secrets).await?;
+            let mut children = Vec::new();
+            let mut pauses = Vec::new();
+            let mut left = count as usize;
+            while left > 0 {
+                let batch = left.min(MAX_FORK_CHILDREN);
+                flatten_when_long(&mut running).await?;
+                let (made, report) = self.fork_batch(&mut running, batch, network.as_ref()).await?;
+                children.extend(made);
+                pauses.push(Duration::from_nanos(report.pause_ns));
+                left -= batch;
+            }
+            drop(running);
+            let _in_use = change.end();
+            // No child runs before all are made: a running guest would take the CPU time that making
+            // its siblings needs.
+            for child in &mut children {
+                child.enclose(&self.directory).await?;
+                child.built().await?;
+            }
+            let made = began.elapsed();
+            let within = host::restored_agent_answers_within() + READY_WITHIN_EACH * count;
+            let parent = &self.record.id;
+            stream::iter(&mut children)
+                .map(Ok)
+                .try_for_each_concurrent(begun_at_once(), |child| async move {
+                    timeout(within, child.begin()).await.map_err(|_| ForkError::NotReady(within))??;
+                    child.announce(parent).await
+                })
+                .await?;
+            let copies: Vec<Sandbox> = children.into_iter().map(Child::let_go).collect();
+            self.trail().note(Event::Forked { copies: copies.iter().map(|copy| copy.record.id.clone()).collect() });
+            let home = self.home.clone();
+            tokio::task::spawn_blocking(move || group::pool::fill(&home));
+            Ok(Forked { copies, pauses, made })
+        })
+    }
+
+    async fn fork_batch(
+        &self,
+        running: &mut Running<'_>,
+        count: usize,
+        network: Option<&Inherited>,
+    ) -> Result<(Vec<Child>, ForkReport), ForkError> {
+        let mut children = Vec::with_capacity(count);
+        let mut handed = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (child, files) = self.stage_child(&running.lineage, running.control.speaks(), network)?;
+            children.push(child);
+            handed.push(files);
+        }
+        let top_name = free_name(&self.directory, Kind::Disk)?;
+        let top = self.directory.create_file(&top_name)?;
+        let mut disk = running.lineage.files.disk.clone();
+        disk.push(top_name.clone());
+        let next = Files { disk, baseline: running.lineage.files.baseline.clone() };
+        running.announce(next.clone(), &top_name)?;
+        let mut sent = LaunchFiles::default();
+        let request = ControlRequest::Fork(ForkRequest {
+            disk_tops: vec![sent.add(&top)],
+            children: children.iter().zip(&handed).map(|(child, files)| files.request(child, &mut sent)).collect(),
+        });
+        children.iter_mut().for_each(|child| child.is_asked_for = true);
+        let reply = running.control.request_with(request, &sent, FORKED_WITHIN).await?;
+        children.iter_mut().for_each(|child| child.is_asked_for = false);
+        // This also closes our copies of the locks: from here on only the children hold them.
+        drop(handed);
+        match reply {
+            Ok(ControlReply::Fork(report)) => {
+                // If the disk has no room for the record, the announcement in the lineage says the
+                // same.
+                let _ = running.complete(next);
+                Ok((children, report))
+            }
+            Err(refusal) => {
+                running.conclude();
+                Err(ControlError::from(refusal).into())
+            }
+            Ok(_) => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
+        }
+    }
+
+    /// Creates the directory of a child, with links to all files that it continues from, and the
+    /// files that its VMM receives. Like its parent, that VMM speaks `version`.
+    fn stage_child(
+        &self,
+        lineage: &Lineage,
+        version: u8,
+        network: Option<&Inherited>,
+    ) -> Result<(Child, ChildFiles), ForkError> {
+        let record = SandboxRecord {
+            id: new_id()?,
+            name: None,
+            created_at: SystemTime::now(),
+            ephemeral: false,
+            ..self.record.clone()
+        };
+        let staged = Staged::begin(&self.home, record)?;
+        staged.admit()?;
+        let directory = staged.directory();
+        staged.record().write(directory)?;
+        identity::make_due(directory)?;
+        if let Some(network) = network {
+            network.write(directory)?;
+        }
+        let shared = lineage.files.disk.iter().chain(lineage.files.baseline.iter().flatten());
+        for name in shared {
+            directory.link_from(&self.directory, name, name)?;
+        }
+        share_disks(&self.directory, directory)?;
+        workspace::mounting::inherit_due(directory, &self.directory)?;
+        let top_name = free_name(directory, Kind::Disk)?;
+        let top = directory.create_file(&top_name)?;
+        let disk = lineage.files.disk.iter().cloned().chain([top_name]).collect();
+        let files = Files { disk, baseline: lineage.files.baseline.clone() };
+        let origin = Origin::Fork { of: self.record.id.clone() };
+        Lineage::new(lineage.contents.clone(), origin, lineage.parent.clone(), files)
+            .with_seals(lineage.seals.clone())
+            .write(directory)?;
+        let parts = Parts::make(directory)?;
+        let group = Group::take(&self.home, directory)?;
+        let (ours, theirs) = StdUnixStream::pair()?;
+        // The directory is published before the VMM runs: a VMM must never live in a directory that
+        // a sweep may remove.
+        let child = Child {
+            sandbox: Some(staged.publish()?),
+            channel: ControlClient::over_signed(ours)?.speaking(version),
+            group,
+            is_asked_for: false,
+        };
+        Ok((child, ChildFiles { parts, top, launcher: theirs }))
+    }
+}
+
+/// Number of children that are started at the same time: enough to keep the CPUs busy. With more,
+/// each would only wait longer for its turn.
+fn begun_at_once() -> usize {
+    2 * thread::available_parallelism().map_or(1, NonZero::get)
+}
