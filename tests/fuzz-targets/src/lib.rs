@@ -8,54 +8,24 @@
 
 #![allow(clippy::missing_panics_doc, reason = "a panic is how a target says that it found something")]
 
-mod balloon_device;
-mod block_device;
-mod connection_opening;
-mod disk_layers;
-mod dns_answer;
-mod dns_query;
-mod dockerfile;
-mod driver;
-mod egress_frames;
+mod devices;
 mod frame_decode;
-mod image_archive;
-mod image_documents;
-mod image_metadata;
+mod images;
 mod input;
-mod layer_archive;
-mod layer_changes;
-mod net_device;
-mod rng_device;
-mod serial_console;
-mod snapshot_metadata;
-mod state_file;
+mod network;
+mod snapshots;
 mod tar_unpack;
-mod virtqueue;
-mod vsock_device;
 mod workspace_changes;
 
-pub use balloon_device::balloon_device;
-pub use block_device::block_device;
-pub use connection_opening::connection_opening;
-pub use disk_layers::disk_layers;
-pub use dns_answer::dns_answer;
-pub use dns_query::dns_query;
-pub use dockerfile::dockerfile;
-pub use egress_frames::egress_frames;
+pub use devices::{balloon_device, block_device, net_device, rng_device, serial_console, virtqueue, vsock_device};
 pub use frame_decode::frame_decode;
-pub use image_archive::image_archive;
-pub use image_documents::{image_configuration, image_manifest, image_reference};
-pub use image_metadata::image_metadata;
-pub use layer_archive::layer_archive;
-pub use layer_changes::layer_changes;
-pub use net_device::net_device;
-pub use rng_device::rng_device;
-pub use serial_console::serial_console;
-pub use snapshot_metadata::snapshot_metadata;
-pub use state_file::{example as state_file_example, state_file};
+pub use images::{
+    dockerfile, image_archive, image_configuration, image_manifest, image_metadata, image_reference, layer_archive,
+    layer_changes,
+};
+pub use network::{connection_opening, dns_answer, dns_query, egress_frames};
+pub use snapshots::{disk_layers, snapshot_metadata, state_file, state_file_example};
 pub use tar_unpack::tar_unpack;
-pub use virtqueue::virtqueue;
-pub use vsock_device::vsock_device;
 pub use workspace_changes::workspace_changes;
 
 /// A function of this crate. Its program in `fuzz/fuzz_targets` and its corpus in `fuzz/corpus`

@@ -1,7 +1,8 @@
 //! The vsock device between a driver and clients that do anything: packets with any content,
 //! invalid lines, and clients that connect, write, read and disconnect at any time.
 
-use crate::{driver::Driver, input::Input};
+use super::driver::Driver;
+use crate::input::Input;
 use sandboxvm_protocol::ids::GuestCid;
 use sandboxvm_vmm::devices::virtio::vsock::{VsockDevice, VsockOptions};
 use std::{

@@ -1,9 +1,7 @@
 //! The balloon, with a driver that does anything.
 
-use crate::{
-    driver::{Driver, PAGES},
-    input::Input,
-};
+use super::driver::{Driver, PAGES};
+use crate::input::Input;
 use sandboxvm_vmm::{devices::virtio::balloon::BalloonDevice, memory::released::ReleasedPages};
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
 //! The network card between a driver that does anything and a peer that sends any packets, reads or
 //! not, leaves, and is replaced at any time.
 
-use crate::{driver::Driver, input::Input};
+use super::driver::Driver;
+use crate::input::Input;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use sandboxvm_protocol::{
     network::{MacAddress, Mtu},

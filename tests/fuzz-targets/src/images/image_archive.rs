@@ -3,10 +3,8 @@
 //! Input: one byte that selects the options, then the archive. For half of the inputs the checksums
 //! of headers are corrected. The target panics unless all that a load leaves is complete images.
 
-use crate::{
-    image_documents::{check_message, limits},
-    tar_unpack::mend,
-};
+use super::image_documents::{check_message, limits};
+use crate::tar_unpack::mend;
 use sandboxvm_oci::{Digest, Error, Images, registry::RegistryOptions};
 use std::{fs, io::Read, path::Path};
 

@@ -4,10 +4,8 @@
 //! other kind begins the next layer. The target panics unless the same layers give the same complete
 //! image a second time, whose files are at most those of the entries and their directories.
 
-use crate::{
-    input::{Input, file},
-    layer_archive::limits,
-};
+use super::layer_archive::limits;
+use crate::input::{Input, file};
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
 use sandboxvm_images::erofs;
 use sandboxvm_layers::{Layer, unpack};

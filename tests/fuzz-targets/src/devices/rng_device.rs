@@ -1,6 +1,7 @@
 //! The entropy device, with a driver that does anything.
 
-use crate::{driver::Driver, input::Input};
+use super::driver::Driver;
+use crate::input::Input;
 use sandboxvm_vmm::devices::virtio::rng::RngDevice;
 
 /// Input: the actions of the driver.

@@ -1,9 +1,7 @@
 //! A disk, with a driver that does anything.
 
-use crate::{
-    driver::Driver,
-    input::{Input, file},
-};
+use super::driver::Driver;
+use crate::input::{Input, file};
 use sandboxvm_vmm::devices::virtio::block::BlockDevice;
 
 /// Input: the kind of disk, then the actions of the driver.
