@@ -57,7 +57,7 @@ impl Authority {
         KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::Key).and_then(Self::new)
     }
 
-    /// Returns the authority with the key that [`Self::key`] returned.
+    /// Returns the authority with the key that [`Self::key`] returned. The key of its leaves is a new one.
     ///
     /// # Errors
     /// [`AuthorityError::Key`].
@@ -70,13 +70,15 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(own_parameters(&key), key), leaf })
     }
 
-    /// Returns the private key as PEM.
+    /// Returns the private key as PKCS #8 PEM. A process that has it can sign as this authority, so it is kept where only the owner of
+    /// the sandbox can read.
     #[must_use]
     pub fn key(&self) -> String {
         self.issuer.key().serialize_pem()
     }
 
-    /// Makes the certificate that a guest has to trust, as PEM. It is another one each time, for the same key and name.
+    /// Makes the certificate that a guest has to trust, as PEM. It is another one each time, for the same key and name: it is
+    /// valid from a day ago, by the clock of the host, for 3650 days, and cannot sign other authorities.
     ///
     /// # Errors
     /// [`AuthorityError::Certificate`].
@@ -88,10 +90,11 @@ impl Authority {
         parameters.self_signed(self.issuer.key()).map(|made| made.pem()).map_err(AuthorityError::Certificate)
     }
 
-    /// Makes a certificate for the host `name`.
+    /// Makes a certificate for the host `name`, a domain name in ASCII, `*.domain` or an IP address. It is valid from a day ago,
+    /// by the clock of the host, for 90 days. All leaves of one value have one key (ECDSA P-256).
     ///
     /// # Errors
-    /// [`AuthorityError::Certificate`], also for what is not a name.
+    /// [`AuthorityError::Certificate`] if the name is not ASCII or the certificate cannot be signed.
     pub fn leaf(&self, name: &str) -> Result<Leaf, AuthorityError> {
         let now = OffsetDateTime::now_utc();
         let mut parameters = CertificateParams::new(vec![name.to_owned()]).map_err(AuthorityError::Certificate)?;

@@ -33,18 +33,21 @@ pub struct Confinement<'a> {
     pub users: &'a [User],
     /// Namespaces and files; `None` keeps those of the host.
     pub namespaces: Option<Network>,
-    /// Maximum of each resource. The process may have less before, and then keeps less.
+    /// Maximum of each resource, in the unit of setrlimit(2). The process may have less before, and then keeps less. Core
+    /// files, locked memory, message queues and priorities are 0 in any case.
     pub limits: &'a [(Resource, u64)],
     /// Maximum number of processes and threads, if it has a user that no other process has.
     pub threads: u64,
-    /// How much sooner than others the kernel ends it when memory is short, as in oom_score_adj of proc(5).
+    /// How much sooner than others the kernel ends it when memory is short (0-1000), as in oom_score_adj of proc(5). A host
+    /// that refuses it is reported as [`Part::EndsFirst`].
     pub ends_first: u16,
     /// System calls that are left.
     pub filter: &'a Filter,
 }
 
 impl Confinement<'_> {
-    /// Confines this process, which must have one thread. Returns what the host refused.
+    /// Confines this process, which must have one thread, from now on and without a way back. Returns the parts that the host
+    /// refused and that others cover; the caller reports them. The process ends with its parent from then on.
     ///
     /// # Errors
     /// When a step fails that every host allows, or without which the process is not confined: it must not serve then.

@@ -49,13 +49,15 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// Returns the floor of a host with these networks, of which the operator opened some or none.
+    /// Returns the floor of a host with these addresses and networks. `opened` is what sandboxes may reach anyway, of the host's
+    /// networks or of any other part of the floor. A check looks at each network of both lists.
     #[must_use]
     pub fn new(host: Vec<IpNet>, opened: Vec<IpNet>) -> Self {
         Self { host, opened }
     }
 
-    /// Returns the address to connect to in place of `address`, in its plain form.
+    /// Returns the address to connect to in place of `address`, in its plain form: an IPv6 address that only carries an IPv4
+    /// address (IPv4-mapped, NAT64) is that IPv4 address.
     ///
     /// # Errors
     /// Why the address is below the floor.

@@ -32,12 +32,13 @@ pub struct Pins {
 
 impl Pins {
     /// Notes that `address` was an answer to a question for `name`, with this TTL. The name is the one that was asked for,
-    /// not one that a CNAME led to.
+    /// not one that a CNAME led to. The pin lives for the TTL, within [`MIN_LIFE`] and [`MAX_LIFE`]; a pin that is there lives
+    /// for the longer of both.
     pub fn pin(&mut self, name: &DomainName, address: IpAddr, ttl: Duration, now: Instant) {
         self.pin_for(name, address, ttl.max(MIN_LIFE), now);
     }
 
-    /// Notes a pin that another process had, and that lives for `left` more: a copy prolongs no pin.
+    /// Notes a pin that another process had, and that lives for `left` more, at most [`MAX_LIFE`]: a copy prolongs no pin.
     pub fn adopt(&mut self, name: &DomainName, address: IpAddr, left: Duration, now: Instant) {
         self.pin_for(name, address, left, now);
     }
@@ -65,7 +66,8 @@ impl Pins {
         self.names.entry(address).or_default().push(name.clone());
     }
 
-    /// Returns the names for which `address` is pinned now.
+    /// Returns the names for which `address` is pinned now, the oldest first: at most [`MAX_NAMES`]. The address is one in its
+    /// plain form (see [`Floor::check`](crate::floor::Floor::check)), as when it was pinned.
     #[must_use]
     pub fn names_of(&self, address: IpAddr, now: Instant) -> Vec<DomainName> {
         let names = self.names.get(&address).map(Vec::as_slice).unwrap_or_default();
@@ -74,7 +76,7 @@ impl Pins {
         names.iter().filter(is_alive).cloned().collect()
     }
 
-    /// Returns the pins that are alive and how long they are, the newest first.
+    /// Returns the pins that are alive, the newest first, each with the time that is left of it.
     pub fn alive(&self, now: Instant) -> impl Iterator<Item = (IpAddr, &DomainName, Duration)> {
         self.order.iter().rev().filter_map(move |key| {
             let left = self.until.get(key)?.checked_duration_since(now)?;
@@ -82,7 +84,7 @@ impl Pins {
         })
     }
 
-    /// Drops what expired.
+    /// Drops the pins that have expired. Every other function ignores them anyway, except [`Self::len`].
     pub fn expire(&mut self, now: Instant) {
         let expired: Vec<_> =
             self.until.iter().filter(|(_, until)| **until <= now).map(|(key, _)| key.clone()).collect();

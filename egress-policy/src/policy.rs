@@ -26,23 +26,23 @@ pub enum Reach {
 /// Which list wins when a rule of each matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precedence {
-    /// The command line's.
+    /// A rule that denies wins, as on the command line.
     #[default]
     Deny,
-    /// E2B's.
+    /// A rule that allows wins, as with E2B.
     Allow,
 }
 
 /// The policy of a sandbox. The default reaches nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    /// Without rules.
+    /// What is reached where no rule matches.
     pub reach: Reach,
-    /// What is allowed.
+    /// What is allowed. Their number is the caller's to bound: a decision looks at each of them.
     pub allow: Vec<Rule>,
     /// What is denied.
     pub deny: Vec<Rule>,
-    /// Between them.
+    /// Which of both lists wins.
     pub precedence: Precedence,
 }
 
@@ -53,7 +53,7 @@ pub struct Flow {
     pub protocol: Protocol,
     /// Where it goes, in its plain form (see [`Floor::check`](crate::floor::Floor::check)).
     pub address: IpAddr,
-    /// Port there; 0 for a protocol without ports.
+    /// Port there, 1-65535; 0 for a protocol without ports.
     pub port: u16,
 }
 

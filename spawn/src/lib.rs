@@ -35,16 +35,20 @@ struct Arguments {
 /// How a child begins.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Beginning<'a> {
-    /// A directory of a cgroup v2 hierarchy; the parent's group when there is none.
+    /// The directory of a group of cgroup v2, open with `O_RDONLY` or `O_PATH`. `None`: the group of the parent.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// Reset the dispositions of signals that this process handles.
+    /// Resets the dispositions of signals that this process handles to their defaults, before `entry` runs.
     pub clear_handlers: bool,
-    /// Make the child PID 1 of a new PID namespace. The caller still sees it under the PID that is returned.
+    /// Makes the child PID 1 of a new PID namespace. The caller still sees it under the PID that is returned. Needs
+    /// CAP_SYS_ADMIN.
     pub new_pid_namespace: bool,
 }
 
 /// Runs `entry(argument)` in a child that shares this process's memory, on `stack`, and returns when that has executed
-/// a program or ended; the value of `entry` is its exit code.
+/// a program or ended; the value of `entry` is its exit code (0-255). The calling thread stands still meanwhile.
+///
+/// The child has all of `stack`, which grows down from its end and has no guard page: it must be large enough for `entry` and
+/// what that calls. Returns the PID of the child, which sends SIGCHLD when it ends and has to be waited for.
 ///
 /// # Safety
 /// No signal handler may run in the child: the process has one thread and handles no signals, or the calling thread has
@@ -52,7 +56,9 @@ pub struct Beginning<'a> {
 /// writes to what `argument` points to, which must be valid for the time of this call.
 ///
 /// # Errors
-/// What the kernel says.
+/// Those of clone3(2), and no child exists then: EAGAIN above a limit of processes, of the user or of the group; EBUSY or
+/// EOPNOTSUPP for a group that takes no processes, EACCES for one that the caller may not write to; EPERM for a new PID
+/// namespace without the capability; ENOSYS before Linux 5.3, and E2BIG before 5.7 with a group.
 pub unsafe fn vfork(
     entry: extern "C" fn(*mut c_void) -> c_int,
     argument: *mut c_void,
