@@ -115,3 +115,79 @@ async fn caller(app: &App, given: Option<HeaderValue>, peer: Option<Peer>) -> Re
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        access::{
+            Pace,
+            keys::{KeyId, KeyLimits},
+        },
+        app::ConcurrencyLimits,
+        channel::client::Launcher,
+        config::Config,
+    };
+    use axum::response::IntoResponse;
+    use futures_util::stream;
+    use std::convert::Infallible;
+    use tokio::{
+        net::UnixStream,
+        time::{Instant, sleep, timeout},
+    };
+    use tokio_util::sync::CancellationToken;
+
+    fn app(config: Config) -> App {
+        let (socket, _launcher) = UnixStream::pair().unwrap();
+        let launcher = Launcher::on(socket, CancellationToken::new(), CancellationToken::new());
+        App { limits: ConcurrencyLimits::of(&config), config, pace: Pace::default(), launcher }
+    }
+
+    fn key() -> Key {
+        let id = KeyId("1".into());
+        Key { id: id.clone(), account: id, limits: KeyLimits::default() }
+    }
+
+    /// A client that sends a byte every `pause`, without end.
+    fn drips(pause: Duration) -> Body {
+        Body::from_stream(stream::unfold((), move |()| async move {
+            sleep(pause).await;
+            Some((Ok::<_, Infallible>(Bytes::from_static(b"x")), ()))
+        }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_comes_in_drops_is_given_up_as_a_whole_and_returns_its_place() {
+        let config = Config { body_timeout: 40, concurrent_requests: 1, ..Config::default() };
+        let (app, key, begun) = (app(config), key(), Instant::now());
+        let reading = whole(&app, &key, drips(Duration::from_secs(9)));
+        let error = timeout(Duration::from_secs(3600), reading).await.expect("it is read without end").unwrap_err();
+        assert_eq!(error.into_response().status(), StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(begun.elapsed().as_secs(), 40);
+        assert_eq!(whole(&app, &key, Body::from("{}")).await.unwrap(), "{}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_over_the_cap_is_refused_and_one_that_pauses_is_given_up() {
+        let app = app(Config { body_timeout: 40, ..Config::default() });
+        let long = Body::from(vec![b'x'; MAX_BODY + 1]);
+        let error = whole(&app, &key(), long).await.unwrap_err();
+        assert_eq!(error.into_response().status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let silent = Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
+        let error = timeout(Duration::from_secs(3600), whole(&app, &key(), silent)).await.unwrap().unwrap_err();
+        assert_eq!(error.into_response().status(), StatusCode::REQUEST_TIMEOUT);
+    }
+
+    /// Bodies that are read take no place among the requests that are worked on.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_read_takes_no_place_of_those_that_are_worked_on() {
+        let app = app(Config { body_timeout: 40, concurrent_requests: 1, ..Config::default() });
+        let key = key();
+        let mut reading = std::pin::pin!(whole(&app, &key, drips(Duration::from_secs(9))));
+        timeout(Duration::from_secs(1), reading.as_mut()).await.unwrap_err();
+        drop(app.limits.control.try_enter(&key.account, None).unwrap());
+        // The next body of the key has to wait for its client to try again.
+        let error = whole(&app, &key, Body::from("{}")).await.unwrap_err();
+        assert_eq!(error.into_response().status(), StatusCode::TOO_MANY_REQUESTS);
+    }
+}

@@ -92,3 +92,117 @@ impl Registry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        access::keys::KeyLimits,
+        config::Config,
+        registry::record::{Record, tests::example},
+    };
+    use sandboxvm_images::bundle::{Bundle, BundleSources};
+    use sandboxvm_manager::{Manager, SandboxId, SupervisorProgram};
+    use serde_json::json;
+    use std::{
+        fs::{self, DirBuilder, File},
+        os::unix::fs::DirBuilderExt,
+        path::Path,
+        sync::Arc,
+        time::SystemTime,
+    };
+    use tokio::time::timeout;
+
+    const LIVE: &str = "abcdefghabcdefgh";
+    const GONE: &str = "hgfedcbahgfedcba";
+
+    fn key(limits: KeyLimits) -> Key {
+        let id = KeyId("1".into());
+        Key { id: id.clone(), account: id, limits }
+    }
+
+    /// A home with one sandbox of key 1 with 256 MiB of memory, and a registry that knows it.
+    fn registry(home: &Path, config: &Config) -> Registry {
+        let manager = Manager::open(home).unwrap();
+        let file =
+            |path: &str| json!({"path": path, "identity": {"device": 1, "inode": 2, "size": 3, "modified_ns": 4}});
+        let record = json!({
+            "format": 1, "id": LIVE, "name": null, "created_at": "2023-11-14T22:13:20.123Z", "vcpus": 1,
+            "memory_bytes": 256 << 20, "disk_bytes": 2_u64 << 30, "kernel": file("/b/vmlinux"), "image": file("/b/base.erofs"),
+            "agent": file("/b/agent.erofs"), "env": [], "ephemeral": false,
+        });
+        let directory = home.join("sandboxes").join(LIVE);
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).unwrap();
+        fs::write(directory.join("config.json"), record.to_string()).unwrap();
+        let supervisor = SupervisorProgram { program: "/nonexistent".into(), arguments: Vec::new() };
+        let registry = Registry::open(config, manager, Bundle::find(&BundleSources::default()), supervisor).unwrap();
+        registry.add_for_test(Record { owner: KeyId("1".into()), ..example(LIVE) });
+        registry
+    }
+
+    fn id(text: &str) -> SandboxId {
+        SandboxId::try_from(text.to_owned()).unwrap()
+    }
+
+    fn log(registry: &Registry, sandbox: &str, mib: usize) {
+        fs::write(registry.manager.trail(&id(sandbox)).path(), vec![b'\n'; mib << 20]).unwrap();
+    }
+
+    #[tokio::test]
+    async fn memory_is_written_to_disk_only_within_the_share_of_its_key() {
+        let home = tempfile::tempdir().unwrap();
+        let registry = registry(home.path(), &Config { storage_per_key: 300, ..Config::default() });
+        let entry = registry.entry(&id(LIVE)).unwrap();
+        let check = async |limits| registry.check_storage(&key(limits), &entry).await;
+        check(KeyLimits::default()).await.unwrap();
+        let own = |mib| KeyLimits { storage_mib: Some(mib), ..KeyLimits::default() };
+        let refused = check(own(64)).await.unwrap_err();
+        assert!(matches!(refused, RegistryError::StorageQuota { more_mib: 256, most_mib: 64, .. }), "{refused}");
+        // What the sandbox has on its disk counts as well.
+        fs::write(home.path().join("sandboxes").join(LIVE).join("disk.1"), vec![1; 50 << 20]).unwrap();
+        let refused = check(KeyLimits::default()).await.unwrap_err();
+        assert!(matches!(refused, RegistryError::StorageQuota { used_mib: 50.., .. }), "{refused}");
+        check(own(320)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn snapshots_under_way_count_for_the_limit_of_their_key() {
+        let home = tempfile::tempdir().unwrap();
+        let registry = registry(home.path(), &Config { snapshots_per_key: 2, ..Config::default() });
+        let key = key(KeyLimits::default());
+        let begun = [registry.reserve_snapshot(&key).unwrap(), registry.reserve_snapshot(&key).unwrap()];
+        let refused = registry.reserve_snapshot(&key).unwrap_err();
+        assert!(matches!(refused, RegistryError::SnapshotQuota(2)), "{refused}");
+        drop(begun);
+        drop(registry.reserve_snapshot(&key).unwrap());
+    }
+
+    #[tokio::test]
+    async fn logs_of_sandboxes_that_run_and_that_are_gone_count_for_their_key() {
+        let home = tempfile::tempdir().unwrap();
+        let registry = registry(home.path(), &Config { audit_per_key: 4, ..Config::default() });
+        log(&registry, LIVE, 2);
+        log(&registry, GONE, 2);
+        // A count is believed for some seconds, so each question is that of another registry.
+        registry.check_audit(&key(KeyLimits::default())).await.unwrap();
+        let registry = super::tests::registry(home.path(), &Config { audit_per_key: 4, ..Config::default() });
+        registry.trails.outlives(&id(GONE), &KeyId("1".into())).unwrap();
+        let refused = registry.check_audit(&key(KeyLimits::default())).await.unwrap_err();
+        assert!(matches!(refused, RegistryError::AuditQuota { used_mib: 4.., most_mib: 4 }), "{refused}");
+        registry.check_audit(&key(KeyLimits { audit_mib: Some(5), ..KeyLimits::default() })).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_server_removes_old_logs_and_keeps_others() {
+        let home = tempfile::tempdir().unwrap();
+        let registry = Arc::new(registry(home.path(), &Config { audit_days: 1, ..Config::default() }));
+        log(&registry, LIVE, 1);
+        log(&registry, GONE, 1);
+        registry.trails.outlives(&id(GONE), &KeyId("1".into())).unwrap();
+        let path = registry.manager.trail(&id(GONE)).path().to_owned();
+        let old = SystemTime::now() - Duration::from_secs(2 * 24 * 3600);
+        File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+        timeout(Duration::from_millis(300), registry.keep_trails()).await.unwrap_err();
+        assert!(!path.exists() && registry.manager.trail(&id(LIVE)).exists());
+    }
+}

@@ -157,3 +157,49 @@ fn deadlines(config: &Config, port: u16, path: &str) -> Deadlines {
 async fn signer(app: &SharedApp, signed: Option<Result<envd::SignedRequest, Refusal>>) -> Result<SandboxId, Refusal> {
     signed.ok_or(Refusal::NoAddress)??.signer(app).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Bytes;
+    use futures_util::stream;
+    use std::convert::Infallible;
+    use tokio::time::{Instant, sleep};
+
+    #[test]
+    fn messages_have_a_deadline_as_a_whole_and_streams_between_their_pieces() {
+        let config = Config { body_timeout: 40, answer_timeout: 300, ..Config::default() };
+        let of = |port, path| {
+            let Deadlines { pause, body, answer } = deadlines(&config, port, path);
+            (pause.as_secs(), body.map(|body| body.as_secs()), answer.as_secs())
+        };
+        for message in ["/process.Process/Start", "/process.Process/List", "/filesystem.Filesystem/Move", "/init", "/"]
+        {
+            assert_eq!(of(ENVD_PORT, message), (40, Some(40), 300), "{message}");
+        }
+        assert_eq!(of(ENVD_PORT, "/files"), (40, None, 300));
+        assert_eq!(of(ENVD_PORT, "/process.Process/StreamInput"), (300, None, 300));
+        assert_eq!(of(8000, "/process.Process/Start"), (300, None, 300));
+    }
+
+    /// A client that sends a byte every `pause`, without end.
+    fn drips(pause: Duration) -> Request<Body> {
+        Request::new(Body::from_stream(stream::unfold((), move |()| async move {
+            sleep(pause).await;
+            Some((Ok::<_, Infallible>(Bytes::from_static(b"x")), ()))
+        })))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_for_the_launcher_is_short_and_arrives_as_a_whole_in_time() {
+        let config = Config { body_timeout: 40, ..Config::default() };
+        let begun = Instant::now();
+        let late = timeout(Duration::from_secs(3600), body(&config, &mut drips(Duration::from_secs(9)))).await;
+        let late = late.expect("it is read without end").unwrap_err();
+        assert_eq!((late.status(), begun.elapsed().as_secs()), (StatusCode::REQUEST_TIMEOUT, 40));
+        let long = Request::new(Body::from(vec![b'x'; opening::MAX_BODY + 1]));
+        assert_eq!(body(&config, &mut { long }).await.unwrap_err().status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let whole = Request::new(Body::from(vec![b'x'; opening::MAX_BODY]));
+        assert_eq!(body(&config, &mut { whole }).await.unwrap().len(), opening::MAX_BODY);
+    }
+}

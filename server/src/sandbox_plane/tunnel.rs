@@ -105,9 +105,15 @@ impl<E: AsyncWrite + Unpin> AsyncWrite for Watched<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        access::keys::KeyId,
+        concurrency::{ConcurrencyLimit, NoPlace, Places},
+    };
+    use axum::http::Request;
+    use sandboxvm_manager::SandboxId;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, duplex},
-        time::sleep,
+        time::{sleep, timeout},
     };
 
     #[tokio::test(start_paused = true)]
@@ -124,5 +130,23 @@ mod tests {
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
         carried.await.unwrap();
         assert_eq!(begun.elapsed().as_secs(), 560);
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_keeps_its_place_among_the_streams_until_its_end() {
+        let limit = ConcurrencyLimit::of(Places { all: 8, of_one_key: 8, of_one_sandbox: 1 });
+        let (key, id) = (KeyId("1".into()), SandboxId::try_from("abcdefgh".to_owned()).unwrap());
+        let mut request = Request::new(());
+        request.extensions_mut().insert(Arc::new(limit.try_enter(&key, Some(&id)).unwrap()));
+        let holds = Holds::of(request.extensions());
+        // The request is answered, and its connection upgraded.
+        drop(request);
+        let ((client, near), (far, guest)) = (duplex(64), duplex(64));
+        let carried = tokio::spawn(carry(near, far, Duration::from_secs(3600), holds));
+        tokio::task::yield_now().await;
+        assert_eq!(limit.try_enter(&key, Some(&id)).unwrap_err(), NoPlace::Sandbox);
+        drop((client, guest));
+        timeout(Duration::from_secs(20), carried).await.expect("it ends with either side").unwrap();
+        drop(limit.try_enter(&key, Some(&id)).unwrap());
     }
 }

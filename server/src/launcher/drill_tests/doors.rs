@@ -146,3 +146,45 @@ async fn a_handle_is_worth_no_more_than_what_opened_it() {
     let long = Claim { path: "x".repeat(5000), ..signed(None).claim.unwrap() };
     assert!(!long.is_short());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contexts_are_open_without_a_token_on_the_code_interpreters_port_alone() {
+    let drill = drill();
+    let registry = &drill.launcher.registry;
+    let victim = |change: &dyn Fn(&mut Record)| {
+        let mut record = drill.victims_record();
+        change(&mut record);
+        registry.add_for_test(record);
+    };
+    let opening = |port| Knock { opening: Opening::of("POST", "/contexts"), ..knock(VICTIM, port) };
+    let sends = |knock: &Knock| drill.launcher.admitted(knock).map(|found| found.unwrap().1.sends.is_some());
+    // A wrong token opens no more than none.
+    let wrong = Knock { token: Some("wrong".into()), ..opening(49999) };
+    assert_eq!((sends(&opening(49999)), sends(&wrong)), (Ok(true), Ok(true)));
+    assert_eq!(sends(&Knock { opening: None, ..wrong }), Err(Denied::WrongToken));
+    // Elsewhere the path is that of any server, and envd needs its token.
+    assert_eq!(sends(&opening(8000)), Ok(false));
+    assert_eq!(sends(&opening(49983)), Err(Denied::NoToken));
+    // A server with TLS cannot be asked by the launcher.
+    victim(&|record| record.ingress = Ingress::new(None, &[49999]).unwrap());
+    assert_eq!(sends(&opening(49999)), Err(Denied::NoToken));
+    // Traffic that is not public needs its own token as well.
+    victim(&|record| (record.ingress, record.public_traffic) = (Ingress::default(), false));
+    assert_eq!(sends(&opening(49999)), Err(Denied::NoTrafficToken));
+    let traffic = drill.launcher.credentials.tokens.of(Scope::Traffic, &knock(VICTIM, 1).id, 0);
+    assert_eq!(sends(&Knock { traffic_token: Some(traffic), ..opening(49999) }), Ok(true));
+    // A sandbox that is not secure asks for none, and its client is connected as for any port.
+    victim(&|record| (record.secure, record.public_traffic) = (false, true));
+    assert_eq!(sends(&opening(49999)), Ok(false));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_for_a_code_interpreter_is_bounded_by_the_launcher() {
+    let drill = drill();
+    let asks = Knock { opening: Opening::of("POST", "/contexts"), ..knock(VICTIM, 49999) };
+    let open = async |length| drill.launcher.open(&asks, &vec![b'x'; length]).await.unwrap_err();
+    let failure = open(opening::MAX_BODY + 1).await;
+    assert!(failure.why == Why::Invalid && failure.message.contains("bytes"), "{failure}");
+    // The longest is refused only because this sandbox has no machine.
+    assert_ne!(open(opening::MAX_BODY).await.why, Why::Invalid);
+}

@@ -20,7 +20,7 @@ use crate::{
     channel::{
         client::Launcher as Client,
         failure::{Failure, Why},
-        opening::Opening,
+        opening::{self, Opening},
         request::{
             BuildQuery, BuildSpec, Create, Denied, Envelope, Facts, Knock, ListFilter, LogsQuery, Operation, PageOf,
             Request, Signer, SnapshotFilter, UploadClaim, Verdict,
@@ -30,7 +30,7 @@ use crate::{
     config::Config,
     registry::{
         Registry,
-        network::egress::Egress,
+        network::{egress::Egress, ingress::Ingress},
         record::{OnTimeout, Record, tests::example},
     },
 };

@@ -81,3 +81,58 @@ async fn an_environment_of_many_variables_is_too_long() {
     let failure = front.ask::<Value>(Request::Operate { secret, operation }).await.unwrap_err();
     assert!(failure.why == Why::Invalid && failure.message.contains("environment"), "{failure}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_out_of_bounds_are_refused_whatever_the_front_checked() {
+    let drill = drill();
+    let (front, _served) = drill.front();
+    let create = |change: &dyn Fn(&mut Create)| {
+        let Operation::Create(mut create) = operations(OWN, "base").remove(0) else { panic!() };
+        create.env = Vec::new();
+        create.mask_request_host = None;
+        change(&mut create);
+        Operation::Create(create)
+    };
+    let id = || OWN.to_owned();
+    let longest = drill.launcher.config.longest_timeout;
+    let request = |tags: usize| Operation::RequestBuild {
+        name: "mine".into(),
+        tags: vec!["t".into(); tags],
+        cpus: None,
+        memory: None,
+    };
+    let filter = |limit| ListFilter { page: Some(PageOf { limit: Some(limit), token: None }), ..ListFilter::default() };
+    for (operation, named) in [
+        (create(&|create| create.timeout = longest + 1), "timeout"),
+        (create(&|create| create.metadata = BTreeMap::from([("a".into(), "x".repeat(64 << 10))])), "metadata"),
+        (create(&|create| create.https_ports = (1..=65).collect()), "port"),
+        (create(&|create| create.mask_request_host = Some("ü.example".into())), "host"),
+        (Operation::SetTimeout { id: id(), timeout: longest + 1 }, "timeout"),
+        (Operation::Extend { id: id(), timeout: longest + 1 }, "timeout"),
+        (Operation::Connect { id: id(), timeout: longest + 1, memory: None }, "timeout"),
+        (Operation::Resume { id: id(), timeout: longest + 1, memory: None }, "timeout"),
+        (Operation::Fork { id: id(), count: 0, timeout: 1 }, "count"),
+        (Operation::Fork { id: id(), count: 101, timeout: 1 }, "count"),
+        (Operation::Fork { id: id(), count: 1, timeout: longest + 1 }, "timeout"),
+        (Operation::Snapshot { id: id(), name: Some("x".repeat(129)), memory: None }, "name"),
+        (Operation::Snapshot { id: id(), name: Some("a b".into()), memory: None }, "name"),
+        (Operation::LastSamples { ids: vec![id(); 101] }, "sandbox_ids"),
+        (Operation::List(filter(0)), "limit"),
+        (Operation::List(filter(101)), "limit"),
+        (request(101), "tags"),
+        (
+            Operation::BuildStatus {
+                template: id(),
+                build: id(),
+                query: BuildQuery { limit: Some(101), ..BuildQuery::default() },
+            },
+            "limit",
+        ),
+    ] {
+        let text = format!("{operation:?}");
+        let secret = drill.attacker.secret.clone();
+        let done = timeout(SOON, front.ask::<Value>(Request::Operate { secret, operation })).await;
+        let failure = done.expect("it is answered").expect_err(&text);
+        assert!(failure.why == Why::Invalid && failure.message.contains(named), "{text:.300}: {failure:?}");
+    }
+}

@@ -77,3 +77,46 @@ fn of_file(kind: FileErrorKind) -> Code {
         FileErrorKind::Other => Code::Internal,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandboxvm_manager::{Interruption, State};
+
+    fn interrupted(how: Interruption) -> ExecError {
+        ExecError::Interrupted { sandbox: "a".into(), how }
+    }
+
+    fn reported(class: FailureClass, ended: bool) -> ExecError {
+        ExecError::Reported { class, ended, message: "it said so".into() }
+    }
+
+    /// Clients raise their exception for a sandbox that was killed after these alone.
+    #[test]
+    fn the_end_of_a_sandbox_is_told_from_other_failures_of_commands_and_files() {
+        let of = |error: ExecError| ConnectError::from(error);
+        for ended in [
+            interrupted(Interruption::Removed),
+            interrupted(Interruption::Expired),
+            reported(FailureClass::Unavailable, true),
+            ExecError::NotRunning { sandbox: "a".into(), state: State::Dead },
+        ] {
+            let text = ended.to_string();
+            let error = of(ended);
+            assert!(error.is_end_of_sandbox && error.code == Code::Unavailable, "{text}: {error:?}");
+            assert_eq!(error.message, text);
+        }
+        for other in [
+            interrupted(Interruption::Reset),
+            reported(FailureClass::Unavailable, false),
+            reported(FailureClass::Internal, false),
+            reported(FailureClass::Invalid, false),
+            ExecError::NotReady("a".into()),
+        ] {
+            let text = other.to_string();
+            assert!(!of(other).is_end_of_sandbox, "{text}");
+        }
+        let file = ConnectError::from(FileError::Sandbox(interrupted(Interruption::Expired)));
+        assert!(file.is_end_of_sandbox && file.code == Code::Unavailable, "{file:?}");
+    }
+}
