@@ -9,6 +9,9 @@
 //! to stderr and start with `sandboxvm:`. Exit codes: that of the command; 128 + N if signal N killed it; 124 if it timed out;
 //! 125 if this program failed; 126 if the command was not executable and 127 if it was not found.
 
+// `eprintln!` panics if stderr is on a full disk or closed; see `stdio`.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 mod background;
 mod command_list;
 mod commands;

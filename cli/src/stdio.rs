@@ -28,6 +28,17 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Writes a message to stderr, with the prefix of this program. If stderr is on a full disk or closed, the message is lost and
+/// the command continues: `eprintln!` would panic.
+pub(crate) fn notice(message: impl fmt::Display) {
+    tell(&format!("sandboxvm: {message}\n"));
+}
+
+/// Writes a text to stderr as it is. It may be lost, as a [`notice`].
+pub(crate) fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
 /// Resolves when stdout has no reader any more, even if nothing is written to it. Never resolves for a file or a terminal,
 /// which sends a signal when it hangs up. Each call starts a thread, which outlives the future.
 pub(crate) fn hung_up() -> impl Future<Output = ()> {

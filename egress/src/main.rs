@@ -1,12 +1,20 @@
 //! The egress process and, with the argument `dialer`, its dialer. Started by a sandbox's supervisor, with a socket of
 //! `sandboxvm_protocol::egress` as standard input.
 
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 use sandboxvm_egress::{
     confinement::{close_inherited_files, confine_dialer, confine_egress_process},
     dialer,
     serving::Beginning,
 };
-use std::{error::Error, io, os::fd::OwnedFd, process::ExitCode};
+use std::{
+    error::Error,
+    fmt::Display,
+    io::{self, Write},
+    os::fd::OwnedFd,
+    process::ExitCode,
+};
 use tokio::{runtime::Builder, task::LocalSet};
 
 /// Exit code of failures, as everywhere in sandboxvm.
@@ -23,7 +31,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sandboxvm-egress: {error}");
+            report(error);
             ExitCode::from(FAILED)
         }
     }
@@ -33,13 +41,13 @@ fn egress() -> Result<(), Box<dyn Error>> {
     let Some(beginning) = Beginning::receive(supervisor()?)? else { return Ok(()) };
     // A flow whose task failed would stay in the table: a bug ends the process, which the supervisor replaces.
     std::panic::set_hook(Box::new(|panic| {
-        eprintln!("sandboxvm-egress: {panic}");
+        report(panic);
         std::process::exit(FAILED.into());
     }));
     // It makes its own descriptors, which the confinement forbids.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     for missing in confine_egress_process()? {
-        eprintln!("sandboxvm-egress: the egress process {missing}");
+        report(format_args!("the egress process {missing}"));
     }
     Ok(LocalSet::new().block_on(&runtime, beginning.serve())?)
 }
@@ -47,9 +55,15 @@ fn egress() -> Result<(), Box<dyn Error>> {
 fn dial() -> Result<(), Box<dyn Error>> {
     let supervisor = supervisor()?;
     for missing in confine_dialer()? {
-        eprintln!("sandboxvm-egress: the dialer {missing}");
+        report(format_args!("the dialer {missing}"));
     }
     Ok(dialer::serve(supervisor)?)
+}
+
+/// Writes a message to the log of the supervisor. It is lost if that cannot be written, as on a full disk: the network of the
+/// sandbox has to work anyway.
+fn report(message: impl Display) {
+    let _ = writeln!(io::stderr(), "sandboxvm-egress: {message}");
 }
 
 /// Standard input, which is a socket.

@@ -2,7 +2,7 @@
 
 use crate::{
     failure::Failure,
-    runtime,
+    runtime, stdio,
     workspace::{self, show},
 };
 use clap::Args;
@@ -43,9 +43,9 @@ impl Apply {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let sandbox = workspace::find(&self.sandbox)?;
         if matches!(sandbox.state()?, StateOfSandbox::Creating | StateOfSandbox::Running) {
-            eprintln!(
-                "sandboxvm: warning: the sandbox is running, and may have changed files since `changes` showed them"
-            );
+            stdio::notice(format_args!(
+                "warning: the sandbox is running, and may have changed files since `changes` showed them"
+            ));
         }
         let files = runtime::block_on(workspace::files(&sandbox))?;
         let review = Review::open(files, &LayerLimits::default())?;
@@ -55,24 +55,24 @@ impl Apply {
         self.refuse_conflicts(&plan)?;
         show::note_left_out(review.changes());
         if plan.already() > 0 {
-            eprintln!("sandboxvm: skipped {} that the host already has", changes(plan.already()));
+            stdio::notice(format_args!("skipped {} that the host already has", changes(plan.already())));
         }
         let count = plan.planned().len() as u64;
         if count == 0 {
-            eprintln!("sandboxvm: there is nothing to apply");
+            stdio::notice("there is nothing to apply");
             return Ok(0);
         }
         for planned in plan.planned() {
             let merged = if planned.is_merged { " (merged)" } else { "" };
             let target = planned.target.as_deref().map(show::target).unwrap_or_default();
-            eprint!("{}", show::line(planned.kind, &format!("{}{target}{merged}", show::path(&planned.path))));
+            stdio::tell(&show::line(planned.kind, &format!("{}{target}{merged}", show::path(&planned.path))));
         }
         let root = plan.root().display();
         if !workspace::agrees(&format!("apply {} to {root}?", changes(count)), self.yes)? {
             return Err(Failure::new("nothing was applied"));
         }
         apply(&review, &plan, &sandbox.path())?;
-        eprintln!("sandboxvm: applied {} to {root}", changes(count));
+        stdio::notice(format_args!("applied {} to {root}", changes(count)));
         Ok(0)
     }
 
@@ -98,11 +98,11 @@ impl Apply {
             match &concern.reason {
                 Reason::Executes(why) => {
                     executed += 1;
-                    eprintln!("sandboxvm: {path}: {why}");
+                    stdio::notice(format_args!("{path}: {why}"));
                 }
                 Reason::LeavesRoot { target } => {
                     links += 1;
-                    eprintln!("sandboxvm: {path}: symbolic link to {}", show::path(target));
+                    stdio::notice(format_args!("{path}: symbolic link to {}", show::path(target)));
                 }
             }
         }
@@ -126,7 +126,7 @@ impl Apply {
             return Ok(());
         }
         for conflict in plan.conflicts() {
-            eprint!("{}", conflict_text(conflict));
+            stdio::tell(&conflict_text(conflict));
         }
         let count = plan.conflicts().len();
         let is_text = plan.conflicts().iter().any(|conflict| conflict.host_extent.is_some());

@@ -42,7 +42,9 @@ impl Changes {
         if self.patch {
             let left_out = show::patch(&review, io::stdout().lock(), io::stdout().is_terminal())?;
             if left_out > 0 {
-                eprintln!("sandboxvm: not in the patch: {left_out} of the changes, of directories or permissions");
+                stdio::notice(format_args!(
+                    "not in the patch: {left_out} of the changes, of directories or permissions"
+                ));
             }
             return Ok(0);
         }
@@ -53,7 +55,7 @@ impl Changes {
         let text = if self.stat { show::stat(&review)? } else { show::list(review.changes()) };
         stdio::print(&text)?;
         if review.changes().files.is_empty() {
-            eprintln!("sandboxvm: no changes");
+            stdio::notice("no changes");
         }
         show::note_left_out(review.changes());
         Ok(0)

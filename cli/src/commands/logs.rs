@@ -66,7 +66,7 @@ impl Logs {
                 match what_is_new(&log, &now) {
                     Some(new) => stdio::print(&shown(&String::from_utf8_lossy(new)))?,
                     None => {
-                        eprintln!("sandboxvm: some of the log was dropped before it could be shown");
+                        stdio::notice("some of the log was dropped before it could be shown");
                         stdio::print(&shown(&String::from_utf8_lossy(&now)))?;
                     }
                 }

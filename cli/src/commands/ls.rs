@@ -38,7 +38,7 @@ impl Ls {
         };
         stdio::print(&text)?;
         for Unreadable { id, error } in unreadable {
-            eprintln!("sandboxvm: warning: cannot list sandbox {id}: {error}");
+            stdio::notice(format_args!("warning: cannot list sandbox {id}: {error}"));
         }
         if !self.json && !self.quiet {
             for SandboxSummary { record, state, supervision } in &sandboxes {

@@ -126,8 +126,8 @@ impl Serve {
                 let first = WantedKey { name: "first".to_owned(), ..WantedKey::default() };
                 text += &format!("export E2B_API_KEY={}\n", keys.create(first)?.secret);
             } else {
-                eprintln!("sandboxvm: the server already has API keys");
-                eprintln!("sandboxvm: hint: `sandboxvm key create NAME` creates another");
+                stdio::notice("the server already has API keys");
+                stdio::notice("hint: `sandboxvm key create NAME` creates another");
             }
             stdio::print(&text)?;
             if let Some(list) = weakness {

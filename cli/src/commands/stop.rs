@@ -33,10 +33,10 @@ impl Stop {
             match progress::during("stopping", sandbox.stop(self.time)).await? {
                 Stopped::InOrder => {}
                 Stopped::ByForce(cause) => {
-                    eprintln!("sandboxvm: warning: sandbox {reference} was killed: {cause}");
+                    stdio::notice(format_args!("warning: sandbox {reference} was killed: {cause}"));
                 }
                 Stopped::Otherwise(reason) => {
-                    eprintln!("sandboxvm: warning: sandbox {reference} did not stop gracefully: {reason}");
+                    stdio::notice(format_args!("warning: sandbox {reference} did not stop gracefully: {reason}"));
                 }
             }
             stdio::print(&format!("{reference}\n"))

@@ -1,6 +1,9 @@
 //! Options for the limits of a sandbox, and warnings about limits that are not enforced.
 
-use crate::options::values::{disk_operations, disk_rate, files, output_rate, pids, share};
+use crate::{
+    options::values::{disk_operations, disk_rate, files, output_rate, pids, share},
+    stdio,
+};
 use clap::Args;
 use sandboxvm_manager::{
     CpuShare, DiskLimits, DiskOperations, DiskRate, FileCount, OutputRate, ProcessCount, Sandbox, WantedLimits,
@@ -50,7 +53,7 @@ impl LimitOptions {
 pub(crate) fn warn(sandbox: &Sandbox, before: &[String]) -> Vec<String> {
     let unkept = sandbox.unkept_limits();
     for reason in unkept.iter().filter(|reason| !before.contains(reason)) {
-        eprintln!("sandboxvm: warning: sandbox {}: {reason}", sandbox.id());
+        stdio::notice(format_args!("warning: sandbox {}: {reason}", sandbox.id()));
     }
     unkept
 }

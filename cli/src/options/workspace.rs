@@ -1,7 +1,7 @@
 //! The workspace of a new sandbox: copies a directory of the host in, and stores what the sandbox
 //! changed when its command has ended. Never writes to the directory.
 
-use crate::{environment, failure::Failure, output::progress, process_io::signals::Signals, workspace};
+use crate::{environment, failure::Failure, output::progress, process_io::signals::Signals, stdio, workspace};
 use clap::Args;
 use sandboxvm_manager::{Sandbox, SandboxName, StoredChanges, WorkspaceSpec};
 use sandboxvm_workspace::{CopiedIn, CopyOptions, copy_in};
@@ -98,16 +98,16 @@ impl WorkspaceOptions {
         };
         let copied = copied.map_err(Failure::new)??;
         if copied.left_out > 0 {
-            eprintln!(
-                "sandboxvm: warning: not copied: {} of sockets, pipes, devices and mounted directories",
+            stdio::notice(format_args!(
+                "warning: not copied: {} of sockets, pipes, devices and mounted directories",
                 copied.left_out
-            );
+            ));
         }
         if copied.is_half_applied {
-            eprintln!(
-                "sandboxvm: warning: the directory has .sandboxvm-apply-*: an apply was interrupted, or is running, and \
+            stdio::notice(format_args!(
+                "warning: the directory has .sandboxvm-apply-*: an apply was interrupted, or is running, and \
                  some files may be old"
-            );
+            ));
         }
         let spec = WorkspaceSpec { slots: copied.layers.clone(), index: Some(copied.index.clone()), ..spec };
         Ok(Some(Workspace { spec, _copied: copied }))
@@ -143,7 +143,7 @@ pub(crate) async fn conclude(sandbox: &Sandbox, signals: &mut Signals) -> Result
     };
     let stored = stored.map_err(|error| Failure::new(error).hinted(stays))?;
     sandbox.kill().await?;
-    eprint!("{}", said(&name, stored));
+    stdio::tell(&said(&name, stored));
     Ok(())
 }
 

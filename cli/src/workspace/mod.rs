@@ -3,7 +3,7 @@
 
 pub(crate) mod show;
 
-use crate::{failure::Failure, options::supervision, output::progress};
+use crate::{failure::Failure, options::supervision, output::progress, stdio};
 use rustix::fs::{Mode, OFlags};
 use sandboxvm_manager::{Sandbox, State, one_line};
 use sandboxvm_workspace::{JOURNAL, Recovered, ReviewFiles, recover};
@@ -33,14 +33,14 @@ pub(crate) fn settle(sandbox: &Sandbox) -> Result<(), Failure> {
         return Ok(());
     }
     match recover(&directory)? {
-        Some(Recovered::Finished) => eprintln!("sandboxvm: finished an interrupted apply"),
-        Some(Recovered::Undone) => eprintln!("sandboxvm: undid an interrupted apply: the directory has its old files"),
+        Some(Recovered::Finished) => stdio::notice("finished an interrupted apply"),
+        Some(Recovered::Undone) => stdio::notice("undid an interrupted apply: the directory has its old files"),
         Some(Recovered::NotUndone(left)) => {
-            eprintln!("sandboxvm: undid an interrupted apply, except at {}", one_line(&left.to_string()));
+            stdio::notice(format_args!("undid an interrupted apply, except at {}", one_line(&left.to_string())));
         }
-        Some(Recovered::StagingGone { done, steps }) => eprintln!(
-            "sandboxvm: gave an interrupted apply up: its staging directory is gone; {done} of {steps} steps are done"
-        ),
+        Some(Recovered::StagingGone { done, steps }) => stdio::notice(format_args!(
+            "gave an interrupted apply up: its staging directory is gone; {done} of {steps} steps are done"
+        )),
         None => {}
     }
     Ok(())
@@ -112,7 +112,7 @@ pub(crate) fn agrees(question: &str, yes: bool) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(Failure::new("cannot ask, since there is no terminal").hinted("--yes agrees".to_owned()));
     }
-    eprint!("sandboxvm: {question} [y/N] ");
+    stdio::tell(&format!("sandboxvm: {question} [y/N] "));
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

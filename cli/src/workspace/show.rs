@@ -1,7 +1,7 @@
 //! Changes of a workspace as text and JSON. Names and contents are a guest's: everything that this module returns is escaped,
 //! except a patch that does not go to a terminal.
 
-use crate::{failure::Failure, output::json};
+use crate::{failure::Failure, output::json, stdio};
 use sandboxvm_manager::{one_line, printable};
 use sandboxvm_workspace::{Change, ChangeKind, Changes, Extent, Kind, Review, State};
 use serde::Serialize;
@@ -236,16 +236,16 @@ pub(crate) fn note_left_out(changes: &Changes) {
     if !changes.git.is_empty() {
         let count = changes.git.len();
         let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
-        eprintln!("sandboxvm: {files} in .git changed; apply never applies files in .git");
+        stdio::notice(format_args!("{files} in .git changed; apply never applies files in .git"));
     }
     for change in &changes.git {
         let is_branch = change.path.windows(11).any(|part| part == b"refs/heads/");
         if is_branch && matches!(&change.new, Some(State { kind: Kind::File(_), .. })) {
-            eprintln!("sandboxvm: commits on {} stay in the sandbox", path(&change.path));
+            stdio::notice(format_args!("commits on {} stay in the sandbox", path(&change.path)));
         }
     }
     for special in &changes.special {
-        eprintln!("sandboxvm: {} is a device or named pipe, and is not applied", path(special));
+        stdio::notice(format_args!("{} is a device or named pipe, and is not applied", path(special)));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::filter;
 use sandboxvm_confine::{Confinement, Network, Resource};
-use std::fs;
+use std::{fs, io::Write};
 
 pub use sandboxvm_confine::{ConfineError, User as FrontUser};
 
@@ -57,7 +57,8 @@ pub fn confine(user: Option<FrontUser>, connects: bool) -> Result<(), ConfineErr
     }
     .apply()?;
     for missing in missing {
-        eprintln!("sandboxvm: warning: the front {missing}");
+        // Lost if the log of the launcher cannot take it: a front has to serve anyway.
+        let _ = writeln!(std::io::stderr(), "sandboxvm: warning: the front {missing}");
     }
     Ok(())
 }
