@@ -1,6 +1,6 @@
 //! Options for the most that clients of a server may ask for on the network.
 
-use super::network::Files;
+use super::network::policy_file::Files;
 use crate::failure::Failure;
 use clap::{Args, ValueEnum};
 use sandboxvm_manager::{EgressLimits, NetworkOperator, Permitted, Reach};

@@ -1,18 +1,15 @@
-//! Options for what a sandbox reaches on the network, and the policy file that they refer to. The manager decides what the
-//! options mean for a sandbox; this module decides how they combine.
+//! Options for what a sandbox reaches on the network. The manager decides what the options mean for a sandbox; this module
+//! decides how they combine.
 
-use crate::{environment, failure::Failure};
+pub(super) mod policy_file;
+mod secret_values;
+
+use crate::failure::Failure;
 use clap::{Args, ValueEnum};
-use sandboxvm_manager::{
-    HostName, NetworkOperator, NetworkSpec, OperatorTable, PolicyError, PolicyFile, ProxyError, ProxySpec, Reach, Rule,
-    Sandbox, SecretSpec, SecretText, ValueSource,
-};
-use std::{
-    env::{self, VarError},
-    fs, io,
-    net::IpAddr,
-    path::{self, Path, PathBuf},
-};
+use policy_file::{Files, refused};
+use sandboxvm_manager::{HostName, NetworkOperator, NetworkSpec, Reach, Rule, Sandbox};
+use secret_values::{proxy, secret};
+use std::{env, net::IpAddr, path::PathBuf};
 
 /// What a sandbox reaches on the network.
 #[derive(Debug, Clone, Default, Args)]
@@ -188,75 +185,13 @@ impl NetworkOptions {
             spec.secrets.retain(|other| other.name != secret.name);
             spec.secrets.push(secret);
         }
-        if let Some(proxy) = self.proxy(|name| env::var(name))? {
-            spec.proxy = Some(proxy);
+        if let Some(text) = &self.proxy {
+            let (name, file) = (self.proxy_password.as_deref(), self.proxy_password_file.as_deref());
+            spec.proxy = Some(proxy(text, name, file, |name| env::var(name))?);
         }
         spec.check()?;
         Ok(spec)
     }
-
-    fn proxy(&self, variable: impl Fn(&str) -> Result<String, VarError>) -> Result<Option<ProxySpec>, Failure> {
-        let Some(text) = &self.proxy else { return Ok(None) };
-        // The text may have a password, so it is not repeated.
-        let invalid = |error: ProxyError| Failure::new(format_args!("invalid proxy: {error}"));
-        let mut proxy: ProxySpec = text.parse().map_err(invalid)?;
-        let given = match (&self.proxy_password, &self.proxy_password_file) {
-            (None, None) => return Ok(Some(proxy)),
-            (Some(name), _) => {
-                let value = variable(name).map_err(|error| {
-                    Failure::new(format_args!(
-                        "cannot read the password of the proxy from the variable {name}: {error}"
-                    ))
-                })?;
-                ValueSource::Given(SecretText::new(value))
-            }
-            (None, Some(file)) => {
-                let unreadable = |error: io::Error| {
-                    let message =
-                        format_args!("cannot read the password of the proxy from {}: {error}", file.display());
-                    Failure::new(message)
-                };
-                let file = path::absolute(file).map_err(unreadable)?;
-                fs::File::open(&file).map_err(unreadable)?;
-                ValueSource::File(file)
-            }
-        };
-        if proxy.password.is_some() {
-            return Err(Failure::new("cannot combine a password in --proxy with another one"));
-        }
-        proxy.password = Some(given);
-        proxy.check().map_err(invalid)?;
-        Ok(Some(proxy))
-    }
-}
-
-/// Reads `NAME@HOST[,HOST]`, whose value is in the environment, or `NAME=FILE@HOST[,HOST]`. A value is never part of the
-/// command line, which other users of the host can read.
-fn secret(text: &str, variable: impl Fn(&str) -> Result<String, VarError>) -> Result<SecretSpec, Failure> {
-    let invalid = || Failure::new(format_args!("invalid secret {text:?}: expected NAME@HOST or NAME=FILE@HOST"));
-    let (source, hosts) = text.rsplit_once('@').ok_or_else(invalid)?;
-    let (name, value) = match source.split_once('=') {
-        Some((_, "")) => return Err(invalid()),
-        Some((name, file)) => {
-            let file =
-                path::absolute(file).map_err(|error| Failure::new(format_args!("invalid path {file:?}: {error}")))?;
-            if let Err(error) = fs::File::open(&file) {
-                let message = format_args!("cannot read the secret {name} from {}: {error}", file.display());
-                return Err(Failure::new(message));
-            }
-            (name, ValueSource::File(file))
-        }
-        None => {
-            let value = variable(source).map_err(|error| {
-                Failure::new(format_args!("cannot read the secret {source}: {error}")).hinted(format!(
-                    "set the variable {source} in the environment of this command, or name a file: {source}=FILE@{hosts}"
-                ))
-            })?;
-            (source, ValueSource::Given(SecretText::new(value)))
-        }
-    };
-    let hosts = hosts.split(',').map(str::to_owned).collect();
-    Ok(SecretSpec { name: name.to_owned(), hosts, placeholder: String::new(), value })
 }
 
 fn add(rules: &mut Vec<Rule>, more: Vec<Rule>) {
@@ -265,74 +200,6 @@ fn add(rules: &mut Vec<Rule>, more: Vec<Rule>) {
             rules.push(rule);
         }
     }
-}
-
-/// The policy file that `@SET` refers to, and what the user's own file says about the host.
-#[derive(Default)]
-pub(super) struct Files {
-    policy: PolicyFile,
-    pub(super) operator: NetworkOperator,
-}
-
-impl Files {
-    /// Returns the rules that `texts` stand for.
-    pub(super) fn rules(&self, texts: &[String]) -> Result<Vec<Rule>, Failure> {
-        self.policy.rules(texts.iter().map(String::as_str)).map_err(refused)
-    }
-
-    pub(super) fn read(policy: Option<&Path>) -> Result<Self, Failure> {
-        let own = match environment::policy_file() {
-            Some(path) => read(&path)?.unwrap_or_default(),
-            None => PolicyFile::default(),
-        };
-        let provides = own.operator.clone().map(OperatorTable::provided).transpose();
-        let provides = provides.map_err(|problem| {
-            Failure::new(format_args!("invalid proxy in the table [operator] of the policy file: {problem}"))
-        })?;
-        let provides = provides.unwrap_or_default();
-        let operator = NetworkOperator { provides, ..NetworkOperator::default() };
-        let Some(path) = policy else { return Ok(Self { policy: own, operator }) };
-        let missing = || io::Error::from(io::ErrorKind::NotFound);
-        let mut policy = read(path)?.ok_or_else(|| unreadable(path, &missing()))?;
-        if policy.operator.is_some() {
-            let problem = "only the user's own file can have a table [operator]";
-            return Err(Failure::new(format_args!("invalid policy file {}: {problem}", path.display())));
-        }
-        for (name, rules) in own.sets {
-            policy.sets.entry(name).or_insert(rules);
-        }
-        Ok(Self { policy, operator })
-    }
-}
-
-/// Returns `None` if there is no such file.
-fn read(path: &Path) -> Result<Option<PolicyFile>, Failure> {
-    match fs::read_to_string(path) {
-        Ok(text) => parse(&text).map(Some).map_err(|problem| {
-            Failure::new(format_args!("invalid policy file {}: {}", path.display(), problem.trim_end()))
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unreadable(path, &error)),
-    }
-}
-
-fn parse(text: &str) -> Result<PolicyFile, String> {
-    toml::from_str(text).map_err(|error| error.to_string())
-}
-
-fn unreadable(path: &Path, error: &io::Error) -> Failure {
-    Failure::new(format_args!("cannot read the policy file {}: {error}", path.display()))
-}
-
-fn refused(error: PolicyError) -> Failure {
-    let hint = match &error {
-        PolicyError::NoSet { .. } => {
-            let file = environment::policy_file().map_or_else(String::new, |path| format!(" {}", path.display()));
-            Some(format!("define it below [sets] in the policy file{file}"))
-        }
-        PolicyError::Rule { .. } | PolicyError::Nested { .. } => None,
-    };
-    Failure::new(error).hinted(hint)
 }
 
 /// Warns if the machine has a network card and the sandbox no network: it was restored from the snapshot of a machine with
@@ -356,7 +223,7 @@ fn host(text: &str) -> Result<HostName, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{policy_file::parse, *};
 
     const FILE: &str = r#"
         allow = ["@python", "192.0.2.0/24"]
@@ -409,34 +276,10 @@ mod tests {
         assert!(refusal(&none).starts_with("cannot combine --net none"));
         let deny = NetworkOptions { deny: vec!["a.example".into()], ..options(&[]) };
         assert!(refusal(&deny).contains("without a network"));
+        let secret = NetworkOptions { secret: vec!["API_TOKEN@api.example".into()], ..options(&[]) };
+        assert!(refusal(&secret).contains("without a network"));
         assert!(refusal(&options(&["@none"])).contains("no set has this name; there are @python"));
         assert!(refusal(&options(&["a b"])).starts_with("invalid rule \"a b\""));
-    }
-
-    #[test]
-    fn secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
-        let variable = |name: &str| match name {
-            "API_TOKEN" => Ok("sk-value".to_owned()),
-            _ => Err(VarError::NotPresent),
-        };
-        let read = |text: &str| secret(text, variable);
-        let from_environment = read("API_TOKEN@api.example,*.b.example").unwrap();
-        assert_eq!(from_environment.hosts, ["api.example", "*.b.example"]);
-        assert_eq!(from_environment.value, ValueSource::Given(SecretText::new("sk-value".into())));
-        assert!(!format!("{from_environment:?}").contains("sk-value"));
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let from_file = read(&format!("KEY={}@a.example", file.path().display())).unwrap();
-        assert_eq!(from_file.value, ValueSource::File(file.path().to_owned()));
-        let refusal = |text: &str| read(text).unwrap_err().text().to_owned();
-        assert!(refusal("MISSING@a.example").starts_with("cannot read the secret MISSING: "));
-        assert!(
-            refusal("KEY=/does/not/exist@a.example").starts_with("cannot read the secret KEY from /does/not/exist")
-        );
-        assert!(
-            refusal("KEY").starts_with("invalid secret") && refusal("KEY=@a.example").starts_with("invalid secret")
-        );
-        let alone = NetworkOptions { secret: vec!["API_TOKEN@api.example".into()], ..options(&[]) };
-        assert!(alone.combined(&files()).unwrap_err().text().contains("without a network"));
     }
 
     #[test]
@@ -458,41 +301,6 @@ mod tests {
         assert!(parse("allows = []").unwrap_err().contains("allows"), "an unknown setting is refused");
         let own = parse("[operator]\nopen = [\"10.0.0.0/8\"]\nresolvers = [\"127.0.0.1:53\"]").unwrap();
         assert_eq!(own.operator.unwrap().provided().unwrap().opened.len(), 1);
-    }
-
-    #[test]
-    fn passwords_of_proxies_come_from_the_environment_a_file_or_the_option_and_are_never_shown() {
-        let with = |proxy: &str, name: Option<&str>, file: Option<PathBuf>| {
-            let options = NetworkOptions {
-                proxy: Some(proxy.into()),
-                proxy_password: name.map(str::to_owned),
-                proxy_password_file: file,
-                ..options(&["a.example"])
-            };
-            options
-                .proxy(|name| if name == "PROXY_PASSWORD" { Ok("hush".to_owned()) } else { Err(VarError::NotPresent) })
-        };
-        let given = Some(ValueSource::Given(SecretText::new("hush".into())));
-        let from_environment = with("socks5://me@proxy.example:1080", Some("PROXY_PASSWORD"), None).unwrap().unwrap();
-        assert_eq!(from_environment.password, given);
-        assert!(!format!("{from_environment:?}").contains("hush"));
-        assert_eq!(with("http://me:hush@proxy.example:1", None, None).unwrap().unwrap().password, given);
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let from_file = with("http://me@proxy.example:1", None, Some(file.path().into())).unwrap().unwrap();
-        assert_eq!(from_file.password, Some(ValueSource::File(file.path().into())));
-        let refusal = |proxy: &str, name, file| with(proxy, name, file).unwrap_err().text().to_owned();
-        let missing = refusal("http://me@proxy.example:1", Some("MISSING"), None);
-        assert!(missing.starts_with("cannot read the password of the proxy from the variable MISSING: "), "{missing}");
-        let missing = refusal("http://me@proxy.example:1", None, Some("/does/not/exist".into()));
-        assert!(missing.starts_with("cannot read the password of the proxy from /does/not/exist: "), "{missing}");
-        assert_eq!(
-            refusal("http://proxy.example:1", Some("PROXY_PASSWORD"), None),
-            "invalid proxy: a password needs a user name"
-        );
-        let invalid = refusal("hush", None, None);
-        assert!(invalid.starts_with("invalid proxy: expected socks5://") && !invalid.contains("hush"), "{invalid}");
-        let twice = refusal("http://me:hush@proxy.example:1", Some("PROXY_PASSWORD"), None);
-        assert!(twice.starts_with("cannot combine"), "{twice}");
     }
 
     #[test]
