@@ -5,8 +5,9 @@
 //! that the guest needs at its start ([`Image`]). So a test case is one ELF file in memory, which
 //! is made in a millisecond, and no guest code has to be compiled for it.
 //!
-//! Owns the guest's memory map ([`layout`]), its instructions ([`Instruction`]) and the machine
-//! code. Knows no device and no VMM. The harness of the end-to-end tests uses it.
+//! Owns the guest's memory map ([`layout`]), its instructions ([`Instruction`]), the machine code
+//! and the bytes of a virtqueue ([`virtqueue`]). Knows no device and no VMM. The harness of the
+//! end-to-end tests uses it, and the tests of the VMM's devices use the virtqueue.
 //!
 //! A separate program per case would be slower: if ring 0 is interpreted, each instruction takes up
 //! to a microsecond. So the host computes everything beforehand that the guest would have to
@@ -17,6 +18,7 @@ mod instruction;
 pub mod layout;
 mod program;
 mod script;
+pub mod virtqueue;
 
 pub use image::{Image, ImageError};
 pub use instruction::{INSTRUCTION_SIZE, Instruction, Width};

@@ -10,7 +10,9 @@ use super::{
     block::BlockDevice,
     chain::{Chain, ChainError},
     device::VirtioDevice,
-    mock_driver::{BUFFERS, HIGH_END, HIGH_START, LOW_END, MockDriver, NEXT, Part, Rings, WRITE, guest_memory},
+    mock_driver::{
+        BUFFERS, HIGH_END, HIGH_START, LOW_END, MockDriver, NEXT, Part, Rings, WRITE, guest_memory, rings_of,
+    },
     net::NetDevice,
     rng::RngDevice,
 };
@@ -94,7 +96,7 @@ fn expect_stop(what: &str, break_ring: impl Fn(&MockDriver)) {
 fn works_after_reset(driver: &mut MockDriver) {
     driver.write(VIRTIO_MMIO_STATUS, 0);
     driver.negotiate(VERSION_1);
-    driver.set_up_queue(driver.attacked(), Rings::of(0, 8));
+    driver.set_up_queue(driver.attacked(), rings_of(0, 8));
     driver.set_status(VIRTIO_CONFIG_S_DRIVER_OK);
     assert!(driver.transport.is_live());
     put_good_request(driver, 0);
@@ -374,7 +376,7 @@ fn buffers_may_cross_from_one_region_into_the_next() {
     let memory = Arc::new(GuestMemory::from_ranges(&regions).unwrap());
     let mut driver = MockDriver::with_memory(entropy(), memory);
     driver.negotiate(VERSION_1);
-    driver.set_up_queue(driver.attacked(), Rings::of(0, 8));
+    driver.set_up_queue(driver.attacked(), rings_of(0, 8));
     driver.set_status(VIRTIO_CONFIG_S_DRIVER_OK);
     driver.set_chain(driver.attacked(), 0, &[Part::Writable(0x10_0000 - 32, 64)]);
     driver.publish(driver.attacked(), 0);
@@ -449,7 +451,7 @@ fn attack() -> impl Strategy<Value = Attack> {
         6 => Just(Attack::Kick),
         2 => Just(Attack::HostReady),
         1 => prop::sample::select(vec![0_u32, 1, 3, 11, 15, 128]).prop_map(Attack::Status),
-        1 => prop_oneof![2 => prop::sample::select(vec![Rings::of(0, 8), Rings::of(0, 32), Rings::of(0, 64)]), 1 => rings()]
+        1 => prop_oneof![2 => prop::sample::select(vec![rings_of(0, 8), rings_of(0, 32), rings_of(0, 64)]), 1 => rings()]
             .prop_map(Attack::SetUp),
     ]
 }
@@ -472,7 +474,7 @@ fn carry_out(driver: &mut MockDriver, attack: Attack) {
         }
         Attack::Good(first) => {
             let rings = driver.rings(driver.attacked());
-            if (0..3).any(|place| rings == Rings::of(place, rings.size)) {
+            if (0..3).any(|place| rings == rings_of(place, rings.size)) {
                 put_good_request(driver, first);
             }
         }
@@ -524,7 +526,7 @@ proptest! {
 fn works_after_reset_or_waits(driver: &mut MockDriver) {
     driver.write(VIRTIO_MMIO_STATUS, 0);
     driver.negotiate(VERSION_1);
-    driver.set_up_queue(driver.attacked(), Rings::of(0, 8));
+    driver.set_up_queue(driver.attacked(), rings_of(0, 8));
     driver.set_status(VIRTIO_CONFIG_S_DRIVER_OK);
     put_good_request(driver, 0);
     let start = Instant::now();
@@ -567,7 +569,7 @@ fn memory_that_changes_under_the_device() {
         while start.elapsed() < Duration::from_millis(300) {
             driver.write(VIRTIO_MMIO_STATUS, 0);
             driver.negotiate(VERSION_1);
-            driver.set_up_queue(driver.attacked(), Rings::of(0, 8));
+            driver.set_up_queue(driver.attacked(), rings_of(0, 8));
             driver.set_status(VIRTIO_CONFIG_S_DRIVER_OK);
             for first in [0, 4] {
                 put_good_request(&driver, first);

@@ -8,6 +8,8 @@ use super::{
 };
 use crate::memory::GuestMemory;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sandboxvm_bare_guest::virtqueue::{Descriptor, chain};
+pub use sandboxvm_bare_guest::virtqueue::{NEXT, Part, Rings, WRITE};
 use std::sync::Arc;
 use virtio_bindings::{
     virtio_config::{
@@ -21,14 +23,9 @@ use virtio_bindings::{
         VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH,
         VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_STATUS,
     },
-    virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE},
 };
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-/// Descriptor flags, as the 16 bits they are in the table.
-pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 
 /// Guest memory is [0, 1 MiB) and [2 MiB, 4 MiB).
 pub const LOW_END: u64 = 0x10_0000;
@@ -38,27 +35,10 @@ pub const HIGH_END: u64 = 0x40_0000;
 /// Where tests may put buffers: below are the rings.
 pub const BUFFERS: u64 = 0x8_0000;
 
-/// Where a queue's rings are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rings {
-    pub size: u32,
-    pub descriptors: u64,
-    pub available: u64,
-    pub used: u64,
-}
-
-impl Rings {
-    pub fn of(queue: u32, size: u32) -> Self {
-        let base = 0x1_0000 * u64::from(queue + 1);
-        Self { size, descriptors: base, available: base + 0x4000, used: base + 0x8000 }
-    }
-}
-
-/// One part of a well-made chain.
-#[derive(Debug, Clone, Copy)]
-pub enum Part {
-    Readable(u64, u32),
-    Writable(u64, u32),
+/// Where tests put the rings of a queue.
+pub fn rings_of(queue: u32, size: u32) -> Rings {
+    let base = 0x1_0000 * u64::from(queue + 1);
+    Rings { size, descriptors: base, available: base + 0x4000, used: base + 0x8000 }
 }
 
 #[derive(Debug)]
@@ -85,7 +65,7 @@ impl MockDriver {
         let mut rings = Vec::new();
         for queue in 0..u32::try_from(transport.queue_count()).unwrap() {
             write(&mut transport, VIRTIO_MMIO_QUEUE_SEL, queue);
-            rings.push(Rings::of(queue, read(&transport, VIRTIO_MMIO_QUEUE_NUM_MAX)));
+            rings.push(rings_of(queue, read(&transport, VIRTIO_MMIO_QUEUE_NUM_MAX)));
         }
         Self { transport, memory, rings }
     }
@@ -181,24 +161,14 @@ impl MockDriver {
     }
 
     pub fn set_descriptor(&self, queue: usize, index: u16, address: u64, length: u32, flags: u16, next: u16) {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&address.to_le_bytes());
-        bytes[8..12].copy_from_slice(&length.to_le_bytes());
-        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&next.to_le_bytes());
-        let at = self.rings[queue].descriptors + 16 * u64::from(index);
-        self.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
+        let bytes = Descriptor { address, length, flags, next }.encode();
+        self.memory.write_slice(&bytes, GuestAddress(self.rings[queue].descriptor(index))).unwrap();
     }
 
     /// Describes `parts` in descriptors `first`, `first + 1`, ...
     pub fn set_chain(&self, queue: usize, first: u16, parts: &[Part]) {
-        for (position, part) in (0..).zip(parts) {
-            let next = if usize::from(position) + 1 < parts.len() { NEXT } else { 0 };
-            let (address, length, flags) = match *part {
-                Part::Readable(address, length) => (address, length, next),
-                Part::Writable(address, length) => (address, length, next | WRITE),
-            };
-            self.set_descriptor(queue, first + position, address, length, flags, first + position + 1);
+        for (index, Descriptor { address, length, flags, next }) in chain(first, parts) {
+            self.set_descriptor(queue, index, address, length, flags, next);
         }
     }
 

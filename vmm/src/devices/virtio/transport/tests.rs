@@ -5,7 +5,7 @@
 use super::{MmioTransport, QUEUE_NOTIFY_OFFSET, RestoreError, TransportState, WINDOW_SIZE};
 use crate::devices::virtio::{
     block::BlockDevice,
-    mock_driver::{BUFFERS, HIGH_END, LOW_END, MockDriver, Part, Rings, guest_memory},
+    mock_driver::{BUFFERS, HIGH_END, LOW_END, MockDriver, Part, Rings, guest_memory, rings_of},
     rng::RngDevice,
 };
 use proptest::prelude::*;
@@ -150,7 +150,7 @@ fn a_driver_that_failed_is_served_no_more() {
 
 #[test]
 fn queues_are_set_up_between_features_ok_and_driver_ok() {
-    let rings = Rings::of(0, 8);
+    let rings = rings_of(0, 8);
     let mut driver = MockDriver::new(rng());
     driver.set_up_queue(0, rings);
     assert_eq!(driver.read(VIRTIO_MMIO_QUEUE_READY), 0, "before FEATURES_OK");
@@ -200,16 +200,16 @@ fn status_with(rings: Rings) -> u32 {
 #[test]
 fn queue_sizes_are_powers_of_two_up_to_the_limit() {
     for size in [1, 2, 32, 64] {
-        assert_eq!(status_with(Rings::of(0, size)), LIVE, "{size}");
+        assert_eq!(status_with(rings_of(0, size)), LIVE, "{size}");
     }
     for size in [0, 3, 63, 65, 128, 32768, 65535, 65536, 65536 + 64, 1 << 31, u32::MAX] {
-        assert_eq!(status_with(Rings::of(0, size)), LIVE | NEEDS_RESET, "{size}");
+        assert_eq!(status_with(rings_of(0, size)), LIVE | NEEDS_RESET, "{size}");
     }
 }
 
 #[test]
 fn rings_are_aligned_and_in_memory_whole() {
-    let good = Rings::of(0, 64);
+    let good = rings_of(0, 64);
     let (table, available, used) = (64 * 16, 6 + 64 * 2, 6 + 64 * 8);
     for end in [LOW_END, HIGH_END] {
         assert_eq!(status_with(Rings { descriptors: end - table, ..good }), LIVE);
@@ -264,7 +264,7 @@ fn a_failure_stops_the_device_and_tells_the_driver() {
     driver.write(VIRTIO_MMIO_STATUS, 0);
     assert_eq!((driver.status(), driver.read(VIRTIO_MMIO_INTERRUPT_STATUS)), (0, 0));
     driver.negotiate(VERSION_1);
-    driver.set_up_queue(0, Rings::of(0, 8));
+    driver.set_up_queue(0, rings_of(0, 8));
     driver.set_status(DRIVER_OK);
     assert!(ask_rng(&mut driver));
 }
@@ -273,7 +273,7 @@ fn a_failure_stops_the_device_and_tells_the_driver() {
 fn notifications_mean_nothing_before_driver_ok_or_for_absent_queues() {
     let mut driver = MockDriver::new(rng());
     driver.negotiate(VERSION_1);
-    driver.set_up_queue(0, Rings::of(0, 8));
+    driver.set_up_queue(0, rings_of(0, 8));
     assert!(!ask_rng(&mut driver));
     driver.set_status(DRIVER_OK);
     for absent in [1, 64, u32::MAX] {
