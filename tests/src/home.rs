@@ -3,9 +3,9 @@
 
 use crate::{
     artefacts::{Artefacts, kvm_is_wanted},
-    cli::{Finished, Invocation, Running},
-    interruption, leaks, processes, seed,
-    terminal::TerminalSession,
+    cli::{Finished, Invocation, Running, terminal::TerminalSession},
+    host::{leaks, processes},
+    interruption, seed,
 };
 pub use crate::{seed::SMALL, waiting::eventually};
 use sandboxvm_protocol::vmm::VmStatus;

@@ -1,7 +1,7 @@
 //! Ends the sandboxes of a benchmark that is interrupted. They are not children of the benchmark,
 //! so they would keep running and disturb the next measurement.
 
-use crate::processes;
+use crate::host::processes;
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -2,17 +2,14 @@
 //! in a separate home for each test, and checks from outside what is left on the host.
 //!
 //! - [`home`]: a new `SANDBOXVM_HOME`, the sandboxes in it, and its removal.
-//! - [`cli`]: one invocation of `sandboxvm`, with a deadline.
+//! - [`cli`]: one invocation of `sandboxvm`, with a deadline, also on a pseudo-terminal.
 //! - [`bare`]: machines without an operating system, whose kernel is a script of the test.
 //! - [`seed`]: the booted machine that all homes share.
-//! - [`server`]: `sandboxvm serve`, and requests to it.
-//! - [`envd`], [`server_load`]: one sandbox of a server, and many clients at the same time.
-//! - [`server_attack`]: attacks of one key on a server.
+//! - [`server`]: `sandboxvm serve`, requests to it and to one of its sandboxes, many clients at the
+//!   same time, and attacks of one key.
 //! - [`snapshots`]: the snapshots of a home.
-//! - [`terminal`]: an invocation on a pseudo-terminal.
-//! - [`processes`]: the processes of the host that use a home.
-//! - [`leaks`]: what is left of a home: processes, files, mounts, sockets.
-//! - [`memory`]: the resident memory of a VMM, without the guest's memory, and of a CLI.
+//! - [`host`]: what a test sees on the host: processes that use a home, what is left of it, and the
+//!   resident memory of a VMM and of a CLI.
 //! - [`json_shape`]: which members JSON has, and of which types.
 //! - [`waiting`]: repeats a question until another process has done something.
 //! - [`artefacts`]: finds the programs and guest images under test.
@@ -26,19 +23,13 @@ pub mod artefacts;
 pub mod bare;
 pub mod cli;
 pub mod drills;
-pub mod envd;
 pub mod home;
+pub mod host;
 pub mod interruption;
 pub mod json_shape;
-pub mod leaks;
 pub mod library;
-pub mod memory;
-pub mod processes;
 pub mod seed;
 pub mod server;
-pub mod server_attack;
-pub mod server_load;
 pub mod snapshots;
 pub mod standstill;
-pub mod terminal;
 pub mod waiting;

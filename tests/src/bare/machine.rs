@@ -211,7 +211,7 @@ impl BareMachine {
     }
 
     fn is_over(&self) -> bool {
-        !crate::processes::is_alive(self.pid())
+        !crate::host::processes::is_alive(self.pid())
     }
 
     /// Returns the VMM's counters, or `None` if it has ended. A response shows that nothing blocks

@@ -1,7 +1,7 @@
 //! The use of resources by a VMM while its guest attacks it: peaks of memory without the guest's,
 //! of descriptors and of threads, and whether the VMM becomes idle.
 
-use crate::{memory, processes};
+use crate::host::{memory, processes};
 use std::{
     fs,
     path::PathBuf,

@@ -3,9 +3,9 @@
 
 use rustix::process::Signal;
 use sandboxvm_tests::{
+    cli::terminal::TerminalSession,
     home::{Home, SMALL, Sandbox, eventually},
-    processes,
-    terminal::TerminalSession,
+    host::processes,
 };
 use std::{
     fs,

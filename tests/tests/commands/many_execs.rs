@@ -2,7 +2,7 @@
 
 use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
-    memory, processes,
+    host::{memory, processes},
 };
 use std::{thread, time::Duration};
 

@@ -2,8 +2,10 @@
 
 use sandboxvm_tests::{
     home::{Home, eventually},
-    memory::{self, Sampler},
-    processes,
+    host::{
+        memory::{self, Sampler},
+        processes,
+    },
 };
 use std::{
     path::Path,

@@ -5,7 +5,8 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use sandboxvm_tests::{
     cli::Finished,
     home::{Home, SMALL, eventually},
-    processes, seed,
+    host::processes,
+    seed,
 };
 use std::{
     fs::{self, File},

@@ -16,9 +16,8 @@ use sandboxvm_protocol::agent::{
 };
 use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
+    host::{memory::Sampler, processes},
     library::{Library, run},
-    memory::Sampler,
-    processes,
 };
 use std::{
     fs::{self, File, Permissions},

@@ -2,7 +2,7 @@
 
 use sandboxvm_tests::{
     home::{Home, Sandbox, eventually},
-    memory,
+    host::memory,
 };
 use std::time::Duration;
 

@@ -4,7 +4,7 @@
 use sandboxvm_protocol::vmm::{ExitReason, Phase};
 use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
-    processes,
+    host::processes,
 };
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 
 use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
-    leaks, processes,
+    host::{leaks, processes},
 };
 use std::time::Duration;
 

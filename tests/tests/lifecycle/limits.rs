@@ -4,7 +4,7 @@
 use rustix::fs::statvfs;
 use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
-    memory, processes,
+    host::{memory, processes},
 };
 use std::{
     fs,

@@ -4,8 +4,8 @@ use sandboxvm_manager::{Pool, PoolRequest, SandboxSpec, StartFrom};
 use sandboxvm_protocol::ids::SandboxName;
 use sandboxvm_tests::{
     home::{Home, eventually},
+    host::processes,
     library::{Library, run},
-    processes,
 };
 use std::{
     collections::HashSet,

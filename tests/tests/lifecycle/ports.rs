@@ -3,7 +3,7 @@
 
 use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
-    processes,
+    host::processes,
 };
 use serde_json::Value;
 use std::{

@@ -2,7 +2,7 @@
 
 use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
-    processes,
+    host::processes,
 };
 use serde_json::Value;
 use std::{fs, net::TcpStream, os::unix::net::UnixStream, thread, time::Duration};

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use sandboxvm_tests::{
     cli::{Finished, Running},
     home::{Sandbox, eventually},
-    processes,
+    host::processes,
 };
 use std::{
     collections::BTreeMap,

@@ -7,7 +7,7 @@ use crate::{
 };
 use sandboxvm_tests::{
     home::{Home, eventually},
-    processes,
+    host::processes,
     server::{Answer, Server, small_config, try_request},
 };
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 use crate::world::{Contents, Life, Modelled, PORT, Place, World};
 use sandboxvm_tests::{
     home::{SMALL, Sandbox, eventually},
-    processes,
+    host::processes,
 };
 use std::{fs, time::Duration};
 

@@ -3,8 +3,7 @@
 
 use sandboxvm_tests::{
     home::{Home, eventually},
-    server::{Answer, Server, request, small_config},
-    server_load::clients,
+    server::{Answer, Server, load::clients, request, small_config},
 };
 use serde_json::{Value, json};
 use std::{

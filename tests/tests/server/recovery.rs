@@ -38,7 +38,7 @@ fn a_server_killed_under_load_finds_its_sandboxes_again_and_ends_them_on_time() 
             })
             .collect();
         thread::sleep(Duration::from_millis(120));
-        sandboxvm_tests::processes::kill(server.pid());
+        sandboxvm_tests::host::processes::kill(server.pid());
         made.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
     });
     server.kill();

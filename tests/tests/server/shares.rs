@@ -2,8 +2,7 @@
 
 use sandboxvm_tests::{
     home::{Home, eventually},
-    server::{Answer, Server, small_config},
-    server_attack::freeze,
+    server::{Answer, Server, attack::freeze, small_config},
 };
 use serde_json::{Value, json};
 use std::{

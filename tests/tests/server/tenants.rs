@@ -1,11 +1,14 @@
 //! Tenants of one server: what one key or one sandbox does at its worst costs the others no more than its share.
 
 use sandboxvm_tests::{
-    envd::Envd,
     home::{Home, eventually},
-    server::{Server, request, small_config},
-    server_attack::{Attack, Request, Seen, Then, during, freeze},
-    server_load::{Times, client},
+    server::{
+        Server,
+        attack::{Attack, Request, Seen, Then, during, freeze},
+        envd::Envd,
+        load::{Times, client},
+        request, small_config,
+    },
 };
 use serde_json::{Value, json};
 use std::{

@@ -3,7 +3,8 @@
 
 use sandboxvm_tests::{
     home::{Home, SMALL},
-    processes, seed,
+    host::processes,
+    seed,
 };
 use serde_json::Value;
 use std::{
@@ -276,5 +277,5 @@ fn a_full_disk_fails_the_snapshot_and_nothing_else() {
     let restored = cli(&["run", "--from", "some", "--", "sh", "-c", "cat /root/file; tail -n 1 /dev/shm/big"]).run();
     assert_eq!(restored.succeeds().out(), "before\nafter\n500000\n");
     let _ = cli(&["snapshot", "rm", "some"]).run().succeeds();
-    sandboxvm_tests::leaks::assert_nothing_left(&place);
+    sandboxvm_tests::host::leaks::assert_nothing_left(&place);
 }

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use sandboxvm_tests::{
     cli::Running,
     home::{Home, SMALL, Sandbox, eventually},
-    leaks, processes,
+    host::{leaks, processes},
 };
 use std::{
     collections::BTreeSet,

@@ -4,7 +4,7 @@
 use sandboxvm_tests::{
     cli::Finished,
     home::{Home, SMALL, Sandbox, eventually},
-    processes,
+    host::processes,
 };
 use std::{
     collections::HashSet,

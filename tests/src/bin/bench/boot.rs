@@ -7,7 +7,7 @@ use crate::{
     table::{self, Row},
 };
 use sandboxvm_manager::{HostMode, VmStats};
-use sandboxvm_tests::{home::Home, memory};
+use sandboxvm_tests::{home::Home, host::memory};
 use serde::Serialize;
 use std::{collections::BTreeMap, fs, path::Path};
 

@@ -5,7 +5,7 @@ use crate::{
     rig::Rig,
     table::{self, Row},
 };
-use sandboxvm_tests::{library::run as exec, memory};
+use sandboxvm_tests::{host::memory, library::run as exec};
 use std::fs;
 
 #[derive(Debug, clap::Args)]

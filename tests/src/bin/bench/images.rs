@@ -8,7 +8,7 @@ use crate::{
 use registry::Registry;
 use sandboxvm_manager::{Bundle, ImageStore, SandboxSpec, StartedSandbox};
 use sandboxvm_oci::{PullOptions, Silent, registry::RegistryOptions};
-use sandboxvm_tests::{library::run as exec, memory};
+use sandboxvm_tests::{host::memory, library::run as exec};
 use std::{
     process::{Command, Stdio},
     sync::Arc,

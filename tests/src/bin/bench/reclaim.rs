@@ -7,8 +7,8 @@ use crate::{
 };
 use sandboxvm_manager::{ExitStatus, Sandbox};
 use sandboxvm_tests::{
+    host::memory,
     library::{execute, run as exec},
-    memory,
 };
 use std::time::{Duration, Instant};
 

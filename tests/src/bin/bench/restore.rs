@@ -5,7 +5,7 @@ use crate::{
     rig::{Rig, Runs, instructions, micros, monotonic_ns},
     table::{self, Row},
 };
-use sandboxvm_tests::{library, memory};
+use sandboxvm_tests::{host::memory, library};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]

@@ -4,9 +4,12 @@
 use crate::table::{self, Row};
 use sandboxvm_tests::{
     home::{Home, eventually},
-    memory::resident_kib,
-    server::{Server, request},
-    server_load::{Times, clients},
+    host::memory::resident_kib,
+    server::{
+        Server,
+        load::{Times, clients},
+        request,
+    },
 };
 use std::time::{Duration, Instant};
 

@@ -7,7 +7,7 @@ use crate::{
     execution,
     scene::Scene,
 };
-use sandboxvm_tests::processes;
+use sandboxvm_tests::host::processes;
 use serde::Serialize;
 use std::{fs, time::Duration};
 

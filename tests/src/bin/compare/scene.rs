@@ -5,7 +5,7 @@
 
 use crate::execution::{self, signal};
 use rustix::process::Signal;
-use sandboxvm_tests::processes::is_alive;
+use sandboxvm_tests::host::processes::is_alive;
 use serde_json::{Value, json};
 use std::{
     fs,

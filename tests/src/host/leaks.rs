@@ -1,7 +1,7 @@
 //! Finds what the sandboxes of a home left behind: processes, files, mounts, sockets.
 
 use crate::{
-    processes,
+    host::processes,
     seed::{AUDIT, SHARED},
     waiting::eventually,
 };

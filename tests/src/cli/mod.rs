@@ -1,6 +1,8 @@
 //! One invocation of `sandboxvm`: its arguments, input and output, and a deadline. After the
 //! deadline the CLI is killed, and the test fails with all output.
 
+pub mod terminal;
+
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     ffi::OsStr,

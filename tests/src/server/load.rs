@@ -1,7 +1,7 @@
 //! Many clients of one server at the same time. Each creates a sandbox, runs commands, writes and
 //! reads files, and kills the sandbox. The benchmark and the tests use them.
 
-use crate::{envd::Envd, server::Server};
+use crate::server::{Server, envd::Envd};
 use serde_json::json;
 use std::{
     thread,

@@ -1,5 +1,9 @@
 //! `sandboxvm serve` under test: a real server on free loopback ports, and real HTTP requests.
 
+pub mod attack;
+pub mod envd;
+pub mod load;
+
 use crate::{
     cli,
     home::{Home, without_groups},
