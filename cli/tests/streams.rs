@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::{BufRead, BufReader},
     path::Path,
     process::{Command, ExitStatus, Stdio},
     thread,
@@ -72,4 +73,31 @@ fn output_on_a_full_disk_is_a_failure_with_its_reason_and_no_panic() {
         assert_eq!(status, expected, "{arguments:?}");
         assert_eq!(status.code(), Some(125), "{arguments:?}");
     }
+}
+
+#[test]
+fn warnings_that_cannot_be_written_end_no_command_and_no_server() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let home = dir.path().join("home");
+    let key = command(&home, &["key", "create", "a"]).stdout(Stdio::null()).status().expect("the program starts");
+    assert!(key.success(), "{key}");
+    // A listing warns of a sandbox whose record is damaged.
+    let damaged = home.join("sandboxes").join(SANDBOX);
+    fs::create_dir_all(&damaged).expect("our own home");
+    fs::write(damaged.join("config.json"), "{").expect("our own home");
+    let warned = command(&home, &["ls"]).output().expect("the program starts");
+    let said = String::from_utf8_lossy(&warned.stderr);
+    assert!(warned.status.success() && said.contains("warning: cannot list sandbox"), "{said}");
+    let listed = command(&home, &["ls"]).stderr(full()).output().expect("the program starts");
+    assert!(listed.status.success() && listed.stdout == warned.stdout, "{listed:?}");
+    // A server in a home with keys says that it makes none.
+    let arguments = ["serve", "--api", "127.0.0.1:0", "--sandboxes", "127.0.0.1:0"];
+    let mut server =
+        command(&home, &arguments).stdout(Stdio::piped()).stderr(full()).spawn().expect("the program starts");
+    let mut address = String::new();
+    BufReader::new(server.stdout.take().expect("stdout is piped")).read_line(&mut address).expect("a line of text");
+    let over = server.try_wait().expect("a child can be waited for");
+    server.kill().expect("a child can be killed");
+    server.wait().expect("a child can be waited for");
+    assert!(over.is_none() && address.starts_with("export E2B_API_URL="), "{over:?} {address:?}");
 }

@@ -171,11 +171,11 @@ fn commands_with_room(levels: &[u64]) {
 }
 
 #[test]
-fn a_reset_or_snapshot_that_would_go_below_the_floor_is_refused() {
+fn a_reset_snapshot_or_fork_that_would_go_below_the_floor_is_refused() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
     let pid = sandbox.vmm_pid();
-    for command in [&["reset", &sandbox.id][..], &["snapshot", "create", &sandbox.id, "s"]] {
+    for command in [&["reset", &sandbox.id][..], &["snapshot", "create", &sandbox.id, "s"], &["fork", &sandbox.id]] {
         let run = home.cli(command).env("SANDBOXVM_MIN_FREE_DISK", "100T").run();
         let _ = run.fails_with(&["must stay free"]);
     }
@@ -189,6 +189,8 @@ fn a_reset_or_snapshot_that_would_go_below_the_floor_is_refused() {
 #[test]
 fn a_server_that_cannot_write_its_log_keeps_serving() {
     let Some(home) = Home::with_kvm() else { return };
+    // The server warns that it creates no key.
+    let _ = home.cli(["key", "create", "a"]).run().succeeds();
     let free = TcpListener::bind("127.0.0.1:0").expect("a port");
     let (api, sandboxes) = (free.local_addr().expect("bound"), "127.0.0.1:0");
     drop(free);
