@@ -43,6 +43,23 @@ pub(super) struct KeptLayer {
     /// When its image was made, in seconds since the Unix epoch: an image from a known layer has the
     /// same time, and so the same digest.
     pub(super) created: u64,
+    /// Number of layers below it that steps made without a machine.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) leading: usize,
+}
+
+/// Which layer a record is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Record {
+    /// Everything in which the disk of a state differs from the image that its machine started from.
+    State,
+    /// What one step changed that was executed without a machine.
+    Step,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl Kept {
@@ -58,15 +75,15 @@ impl Kept {
         tempfile::tempfile_in(&self.root)
     }
 
-    pub(super) fn layer(&self, key: Key) -> Option<KeptLayer> {
+    pub(super) fn layer(&self, record: Record, key: Key) -> Option<KeptLayer> {
         let mut bytes = Vec::new();
-        File::open(self.layer_path(key)).ok()?.take(MAX_RECORD).read_to_end(&mut bytes).ok()?;
+        File::open(self.layer_path(record, key)).ok()?.take(MAX_RECORD).read_to_end(&mut bytes).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
     /// Keeps the record of a layer. The oldest ones above the maximum are removed.
-    pub(super) fn keep_layer(&self, key: Key, layer: &KeptLayer) {
-        let path = self.layer_path(key);
+    pub(super) fn keep_layer(&self, record: Record, key: Key, layer: &KeptLayer) {
+        let path = self.layer_path(record, key);
         let write = |file: &mut File| serde_json::to_writer(file, layer).map_err(io::Error::from);
         if self.replace(&path, write).is_ok() {
             let others = by_age(&self.root.join("layers"), &path);
@@ -115,8 +132,9 @@ impl Kept {
         file.persist(path).map(drop).map_err(|error| error.error)
     }
 
-    fn layer_path(&self, key: Key) -> PathBuf {
-        self.root.join("layers").join(format!("{key}.json"))
+    fn layer_path(&self, record: Record, key: Key) -> PathBuf {
+        let kind = if record == Record::Step { "step.json" } else { "json" };
+        self.root.join("layers").join(format!("{key}.{kind}"))
     }
 
     /// Returns a path that does not depend on what a Dockerfile may put into the ID.
@@ -163,10 +181,12 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let kept = Kept::open(home.path().join("build")).unwrap();
         let key = KeyBuilder::new("test").finish();
-        assert_eq!(kept.layer(key), None);
-        let layer = KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into(), created: 9 };
-        kept.keep_layer(key, &layer);
-        assert_eq!(kept.layer(key), Some(layer));
+        assert_eq!(kept.layer(Record::State, key), None);
+        let layer =
+            KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into(), created: 9, leading: 0 };
+        kept.keep_layer(Record::State, key, &layer);
+        assert_eq!(kept.layer(Record::State, key), Some(layer));
+        assert_eq!(kept.layer(Record::Step, key), None);
         let mut archive = kept.scratch().unwrap();
         archive.write_all(b"content").unwrap();
         assert!(kept.keep_cache("../../x", archive));
@@ -208,14 +228,15 @@ mod tests {
             let made = SystemTime::now() - ABANDONED * age;
             File::create(path).unwrap().set_modified(made).unwrap();
         }
-        let layer = KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into(), created: 9 };
+        let layer =
+            KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into(), created: 9, leading: 0 };
         let keys = ["a", "b", "c"].map(|name| KeyBuilder::new(name).finish());
         for (key, age) in keys.iter().zip([30, 20, 10]) {
-            kept.keep_layer(*key, &layer);
+            kept.keep_layer(Record::State, *key, &layer);
             let made = SystemTime::now() - Duration::from_secs(age);
-            File::open(kept.layer_path(*key)).unwrap().set_modified(made).unwrap();
+            File::open(kept.layer_path(Record::State, *key)).unwrap().set_modified(made).unwrap();
         }
-        assert_eq!(keys.map(|key| kept.layer(key).is_some()), [false, true, true]);
+        assert_eq!(keys.map(|key| kept.layer(Record::State, key).is_some()), [false, true, true]);
         assert_eq!((left.exists(), writing.exists()), (false, true));
     }
 }
