@@ -110,7 +110,7 @@ impl Registry {
         let (mut started, template, origin, user, workdir) = match source {
             Source::Template(template) => {
                 let name = templates::untagged(&wanted.template).to_owned();
-                let started = template.start(&self.manager, &self.bundle, request).await?;
+                let started = template.start(&self.manager, request).await?;
                 (started, TemplateId(name.clone()), TemplateId(name), template.config.user.clone(), None)
             }
             Source::Built(ready) => {
