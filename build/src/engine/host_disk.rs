@@ -246,7 +246,7 @@ impl Names {
     /// Adds a directory, whose parents exist.
     fn add_directory(&mut self, entry: Entry) -> Outcome<()> {
         self.state_parents(&entry.path)?;
-        self.write(&entry)?;
+        self.write_directory(&entry)?;
         let (path, layer) = (entry.path.clone(), self.layer);
         Ok(self.insert(path, Known::Directory { entry: Box::new(entry), layer })?)
     }
@@ -262,14 +262,15 @@ impl Names {
                 }
                 _ => continue,
             };
-            self.write(&stated)?;
+            self.write_directory(&stated)?;
         }
         Ok(())
     }
 
-    fn write(&mut self, entry: &Entry) -> Outcome<()> {
+    fn write_directory(&mut self, entry: &Entry) -> Outcome<()> {
         let writer = self.writer.as_mut().ok_or_else(|| io::Error::other("no layer is open"))?;
-        writer.begin(entry)?;
+        // As other programs write it.
+        writer.begin(&Entry { path: [&entry.path[..], b"/"].concat(), ..entry.clone() })?;
         Ok(writer.end()?)
     }
 
@@ -390,7 +391,9 @@ mod tests {
         let mut lines = Vec::new();
         while let Some(entry) = reader.next_entry().unwrap() {
             let Entry { mode, uid, gid, modified, path, .. } = entry;
-            lines.push(format!("{mode:o} {uid}:{gid} {} {}", modified.seconds, String::from_utf8(path).unwrap()));
+            let path = String::from_utf8(path).unwrap();
+            assert_eq!(path.ends_with('/'), entry.kind == Kind::Directory);
+            lines.push(format!("{mode:o} {uid}:{gid} {} {}", modified.seconds, path.trim_end_matches('/')));
         }
         lines
     }

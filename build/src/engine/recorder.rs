@@ -139,7 +139,7 @@ impl Machine for Recorded {
     async fn extract(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
         let mut reader = Reader::new(archive);
         while let Some(entry) = reader.next_entry().map_err(MachineError::new)? {
-            let path = format!("/{}", String::from_utf8(entry.path).unwrap());
+            let path = format!("/{}", String::from_utf8(entry.path).unwrap().trim_end_matches('/'));
             let owner = Owner { uid: entry.uid, gid: entry.gid };
             let mut content = Vec::new();
             let mut buffer = [0; 64];

@@ -109,8 +109,8 @@ fn copies_without_a_run_need_no_machine() {
     assert_eq!(events[..2], ["1/2 WORKDIR /etc/w", "2/2 COPY a.txt d ./"]);
     {
         let shared = setup.machines.0.lock().unwrap();
-        assert_eq!(names(&shared.extended["sha256:base+"]), ["etc", "etc/w"]);
-        assert_eq!(names(&shared.extended["sha256:base++"]), ["etc", "etc/w", "etc/w/a.txt", "etc/w/b"]);
+        assert_eq!(names(&shared.extended["sha256:base+"]), ["etc/", "etc/w/"]);
+        assert_eq!(names(&shared.extended["sha256:base++"]), ["etc/", "etc/w/", "etc/w/a.txt", "etc/w/b"]);
         let published = &shared.published[0];
         assert_eq!((published.base.digest.as_str(), published.key), ("sha256:base++", None));
         // Each layer has a line of its own.

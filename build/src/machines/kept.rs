@@ -3,6 +3,7 @@
 //! visible was complete before.
 
 use crate::key::Key;
+use rustix::fs::{FlockOperation, flock};
 use sandboxvm_oci::Digest;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -10,7 +11,7 @@ use std::{
     io::{self, Read, Seek},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 /// Maximum size in bytes of the record of a layer.
@@ -20,9 +21,6 @@ const MAX_RECORD: u64 = 4096;
 const MAX_LAYERS: usize = 1000;
 /// Maximum size in bytes of the content of all cache mounts.
 const MAX_CACHES: u64 = 10 << 30;
-/// Age after which a file that is being written was left by a build that was killed.
-const ABANDONED: Duration = Duration::from_secs(24 * 3600);
-
 /// The directory with the files.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
@@ -67,7 +65,9 @@ impl Kept {
         for name in ["layers", "caches"] {
             DirBuilder::new().recursive(true).mode(0o700).create(root.join(name))?;
         }
-        Ok(Self { root, max_layers: MAX_LAYERS, max_caches: MAX_CACHES })
+        let kept = Self { root, max_layers: MAX_LAYERS, max_caches: MAX_CACHES };
+        kept.remove_abandoned();
+        Ok(kept)
     }
 
     /// Returns an empty file without a name, on the disk of the home.
@@ -121,15 +121,23 @@ impl Kept {
 
     /// Writes a file that becomes visible, even after a crash of the host, only as a whole.
     fn replace(&self, path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-        for old in by_age(&self.root, path) {
-            if old.modified.elapsed().is_ok_and(|age| age > ABANDONED) {
-                old.remove();
-            }
-        }
+        self.remove_abandoned();
         let mut file = tempfile::NamedTempFile::new_in(&self.root)?;
+        // Until the end of this process. Another one that removes the file just before makes this one fail.
+        let _ = flock(file.as_file(), FlockOperation::NonBlockingLockExclusive);
         write(file.as_file_mut())?;
         file.as_file().sync_all()?;
         file.persist(path).map(drop).map_err(|error| error.error)
+    }
+
+    /// Removes files that builds were writing which were killed: no process has their lock.
+    fn remove_abandoned(&self) {
+        for old in by_age(&self.root, Path::new("")) {
+            let lock = |file: File| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+            if File::open(&old.path).is_ok_and(lock) {
+                old.remove();
+            }
+        }
     }
 
     fn layer_path(&self, record: Record, key: Key) -> PathBuf {
@@ -174,7 +182,7 @@ fn by_age(directory: &Path, except: &Path) -> Vec<Old> {
 mod tests {
     use super::*;
     use crate::key::KeyBuilder;
-    use std::io::Write;
+    use std::{io::Write, time::Duration};
 
     #[test]
     fn layers_and_caches_are_found_again() {
@@ -224,10 +232,9 @@ mod tests {
         let kept = Kept { max_layers: 2, ..Kept::open(home.path().join("build")).unwrap() };
         let left = home.path().join("build/.tmpleft");
         let writing = home.path().join("build/.tmpnew");
-        for (path, age) in [(&left, 2), (&writing, 0)] {
-            let made = SystemTime::now() - ABANDONED * age;
-            File::create(path).unwrap().set_modified(made).unwrap();
-        }
+        File::create(&left).unwrap();
+        let writer = File::create(&writing).unwrap();
+        flock(&writer, FlockOperation::NonBlockingLockExclusive).unwrap();
         let layer =
             KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into(), created: 9, leading: 0 };
         let keys = ["a", "b", "c"].map(|name| KeyBuilder::new(name).finish());
