@@ -166,6 +166,17 @@ fn write(
     Ok(disk.sync_all()?)
 }
 
+/// Returns the working directory and the volumes of an image, which are made where no layer has them.
+fn directories(config: &ImageConfig) -> Result<Vec<Vec<u8>>, UnpackFailure> {
+    let paths = [&config.working_dir].into_iter().chain(&config.volumes).filter(|path| !path.is_empty());
+    let directories: Vec<Vec<u8>> = paths.map(|path| path.clone().into_bytes()).collect();
+    // A volume that is left out would be a part of the image without a word.
+    if directories.iter().map(|path| path.len() + 8).sum::<usize>() > MAX_DIRECTORIES {
+        return Err(UnpackFailure::Directories(MAX_DIRECTORIES >> 10));
+    }
+    Ok(directories)
+}
+
 /// Lets the layer process read the layers of an image, and write its product to an empty file.
 fn read(
     store: &Store,
@@ -192,15 +203,7 @@ fn read(
             (LayerSource { format: Some(format), diff_id: Some(diff_id.bytes()) }, file.as_fd())
         })
         .collect();
-    let config = &image.configuration.image;
-    let directories = [&config.working_dir].into_iter().chain(&config.volumes).filter(|path| !path.is_empty());
-    // An image that names too many gets the first ones: a missing volume is a missing directory.
-    let mut left = MAX_DIRECTORIES;
-    let fits = |path: &&String| {
-        left = left.saturating_sub(path.len() + 8);
-        left > 0
-    };
-    let directories: Vec<Vec<u8>> = directories.take_while(fits).map(|path| path.clone().into_bytes()).collect();
+    let directories = directories(&image.configuration.image)?;
     let mut unpacking = unpacker.start(product, &layers, &directories, target.as_fd(), &Limits::default())?;
     let sizes: Vec<u64> = image.layers.iter().map(|layer| layer.size).collect();
     let total = sizes.iter().fold(0_u64, |sum, size| sum.saturating_add(*size));
@@ -246,4 +249,22 @@ fn bootable(reference: &str, digest: Digest, disk: PathBuf, hold: Hold, config: 
         stop_signal: text(&config.stop_signal),
     };
     BootableImage { disk, defaults, env: config.env.clone(), config, hold }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_with_too_many_volumes_is_refused() {
+        let config = |count: usize| ImageConfig {
+            working_dir: "/work".into(),
+            volumes: (0..count).map(|at| format!("/volumes/{at:05}")).collect(),
+            ..ImageConfig::default()
+        };
+        assert_eq!(directories(&config(700)).unwrap().len(), 701);
+        let error = directories(&config(800)).unwrap_err().to_string();
+        assert!(error.contains("more than 16 KiB"), "{error}");
+        assert!(directories(&ImageConfig::default()).unwrap().is_empty());
+    }
 }
