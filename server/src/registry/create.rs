@@ -5,6 +5,7 @@ use super::{
     entry::Entry,
     error::RegistryError,
     ingress::Ingress,
+    network::check_proxy,
     record::{OnTimeout, Phase, Record},
     state::{Intent, Registry, new_name},
 };
@@ -46,6 +47,7 @@ impl Registry {
         let network = self.network_from(key, &source, &wanted)?;
         let mut reserved = self.reserve(key, 1)?;
         self.check_audit(key).await?;
+        check_proxy(network.as_ref()).await?;
         let permit = self.starts.begin(&key.id).await?;
         let name = new_name("e2b")?;
         self.intents.put(name.as_str(), &Intent::Make { name: name.clone() })?;

@@ -2,7 +2,7 @@
 //! record here what the client said.
 
 use super::{
-    egress::Egress,
+    egress::{Egress, EgressError},
     entry::Entry,
     error::RegistryError,
     record::Record,
@@ -56,6 +56,7 @@ impl Registry {
         // Before anything is in force: a server that is killed meanwhile must not leave the two different.
         let name = intent_name(entry);
         let wanted = self.wanted_network(&egress, internet)?;
+        check_proxy(wanted.as_ref()).await?;
         self.intents
             .put(&name, &Intent::SetNetwork { of: entry.id.clone(), egress: Box::new(egress.clone()), internet })?;
         let set = self.set_network_held(entry, wanted, egress, internet).await;
@@ -139,6 +140,15 @@ impl Registry {
 
 fn intent_name(entry: &Entry) -> String {
     format!("network-{}", entry.id)
+}
+
+/// Checks that the proxy which a client named has an address. Its sandbox would not start otherwise, for a reason that
+/// is the client's.
+pub(super) async fn check_proxy(network: Option<&NetworkSpec>) -> Result<(), EgressError> {
+    match network.and_then(|network| network.proxy.as_ref()) {
+        Some(proxy) => proxy.check_name().await.map_err(EgressError::Proxy),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
