@@ -293,7 +293,7 @@ impl Names {
                 (_, Some(Known::Directory { .. })) => {
                     return Err(DiskProblem::NeedsMachine("a file has the name of a directory"));
                 }
-                _ if entry.path.is_empty() => return Err(DiskProblem::NeedsMachine("the root is no file")),
+                _ if entry.path.is_empty() => return Err(DiskProblem::NeedsMachine("the root is not a file")),
                 _ => self.add_file(&mut reader, entry)?,
             }
         }

@@ -149,7 +149,7 @@ pub struct NewImage {
     pub last_step: Option<Key>,
     /// Configuration.
     pub config: ImageConfig,
-    /// What the history says: one line for each instruction whose step has no layer of its own.
+    /// What the history says: one line for each instruction whose step has no separate layer.
     pub history: Vec<String>,
     /// The reference that the image receives.
     pub tag: Option<String>,

@@ -113,7 +113,7 @@ fn copies_without_a_run_need_no_machine() {
         assert_eq!(names(&shared.extended["sha256:base++"]), ["etc/", "etc/w/", "etc/w/a.txt", "etc/w/b"]);
         let published = &shared.published[0];
         assert_eq!((published.base.digest.as_str(), published.key), ("sha256:base++", None));
-        // Each layer has a line of its own.
+        // The layers have their own lines.
         assert_eq!(published.history, ["ENV A=1", "CMD [\"x\"]"]);
     }
     let (built, log, events) = setup.build(text);
