@@ -13,7 +13,7 @@ use std::{
 };
 
 /// Size of the file that builds copy. It is compressed three times.
-const SIZE: usize = 6 << 20;
+const SIZE: usize = 1 << 20;
 
 /// Numbers for the moments of kills. They are printed, since another run has others.
 struct Numbers(u64);
@@ -87,7 +87,7 @@ fn builds_that_are_killed_leave_nothing() {
     home.cli(build).run().succeeds();
     let longest = begin.elapsed();
     home.cli(["image", "rm", "app"]).run().succeeds();
-    kill_builds(&home, &[&build[..], &["--no-cache"]].concat(), 8, longest);
+    kill_builds(&home, &[&build[..], &["--no-cache"]].concat(), 6, longest);
     remove_all(&home);
 }
 
@@ -112,7 +112,7 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     fn mount(at: &Path) -> Self {
         fs::create_dir(at).unwrap();
-        let options = ["-t", "tmpfs", "-o", "size=20m,mode=0700", "tmpfs"];
+        let options = ["-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs"];
         let done = Command::new("mount").args(options).arg(at).status().expect("mount(8) can be executed");
         assert!(done.success(), "cannot mount a tmpfs: these tests need root");
         Self(at.to_owned())
