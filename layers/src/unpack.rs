@@ -8,6 +8,7 @@ use crate::{
     },
     format::{Format, FormatError},
     limits::{self, Exceeded, Limits, MAX_LAYERS},
+    listing,
     names::{self, Meaning, NameError},
     output::{BLOCK, Output, OutputError},
     stream::LayerStream,
@@ -154,11 +155,48 @@ pub fn unpack<R: Read>(
     let mut output = Output::new(image, limits.image_bytes);
     // The superblock has its block to itself.
     output.skip(BLOCK)?;
+    let (unpacker, diff_ids) = read(layers, directories, output, true, limits, &mut progress)?;
+    let (files, dropped_attributes) = (unpacker.tree.inode_count() as u64, unpacker.dropped_attributes);
+    let uuid = erofs::uuid(&Sha256::digest(diff_ids.concat()).into());
+    let bytes = erofs::write(&unpacker.tree, unpacker.output, uuid)?;
+    Ok(Summary { bytes, files, dropped_attributes, diff_ids })
+}
+
+/// Reads layers as [`unpack`] does, and writes a tar archive of the names of the image instead: directories and
+/// symbolic links with their metadata, and every other file as an empty one. Paths of more than 4095 bytes are
+/// left out. A directory precedes what is in it.
+///
+/// # Errors
+/// Every [`UnpackError`]. The content of the file is undefined then.
+pub fn list<R: Read>(
+    layers: impl IntoIterator<Item = Layer<R>>,
+    directories: &[Vec<u8>],
+    list: OwnedFd,
+    limits: &Limits,
+    mut progress: impl FnMut(Progress),
+) -> Result<Summary, UnpackError> {
+    let output = Output::new(list, limits.image_bytes);
+    let (unpacker, diff_ids) = read(layers, directories, output, false, limits, &mut progress)?;
+    let (files, dropped_attributes) = (unpacker.tree.inode_count() as u64, unpacker.dropped_attributes);
+    let bytes = listing::write(&unpacker.tree, unpacker.output)?;
+    Ok(Summary { bytes, files, dropped_attributes, diff_ids })
+}
+
+/// Reads layers into a tree, and their content into the output if it is kept.
+fn read<'a, R: Read>(
+    layers: impl IntoIterator<Item = Layer<R>>,
+    directories: &[Vec<u8>],
+    output: Output,
+    keeps_content: bool,
+    limits: &'a Limits,
+    progress: &'a mut dyn FnMut(Progress),
+) -> Result<(Unpacker<'a>, Vec<DiffId>), UnpackError> {
     let mut unpacker = Unpacker {
         tree: Tree::new(limits),
         output,
+        keeps_content,
         limits,
-        progress: &mut progress,
+        progress,
         entries: 0,
         unpacked: 0,
         reported: 0,
@@ -177,9 +215,7 @@ pub fn unpack<R: Read>(
         // The number belongs to no layer: nothing is above the last one.
         let _ = unpacker.tree.make_directories(&path, LayerNumber::MAX);
     }
-    let files = unpacker.tree.inode_count() as u64;
-    let bytes = erofs::write(&unpacker.tree, unpacker.output, erofs::uuid(&Sha256::digest(diff_ids.concat()).into()))?;
-    Ok(Summary { bytes, files, dropped_attributes: unpacker.dropped_attributes, diff_ids })
+    Ok((unpacker, diff_ids))
 }
 
 fn hex(digest: &DiffId) -> String {
@@ -189,6 +225,8 @@ fn hex(digest: &DiffId) -> String {
 struct Unpacker<'a> {
     tree: Tree,
     output: Output,
+    /// Whether the content of files goes to the output.
+    keeps_content: bool,
     limits: &'a Limits,
     progress: &'a mut dyn FnMut(Progress),
     entries: u64,
@@ -239,7 +277,9 @@ impl Unpacker<'_> {
         layer: LayerNumber,
     ) -> Result<(), LayerError> {
         let mut extent = FileExtent::default();
-        if let Kind::File { size, extents } = &entry.kind {
+        if let Kind::File { size, extents } = &entry.kind
+            && self.keeps_content
+        {
             // Whiteouts have no content, but may state one.
             if let Ok(Meaning::File(_)) = names::components(&entry.path).and_then(|path| Ok(names::meaning(&path)?.1)) {
                 extent = self.content(reader, *size, extents.as_deref(), layer)?;

@@ -7,7 +7,7 @@ mod common;
 use common::{archive, directory, file, reader};
 use sandboxvm_layers::{
     Format, Limits, Progress, Summary,
-    process::{Event, FailureKind, LayerSource, ProcessError, Unpacker},
+    process::{Event, FailureKind, LayerSource, ProcessError, Product, Unpacker},
 };
 use std::{
     fs::File,
@@ -107,7 +107,7 @@ fn a_process_ends_with_its_handle() {
     let (read, _write) = std::io::pipe().unwrap();
     let image = tempfile::tempfile().unwrap();
     let layers: [(LayerSource, BorrowedFd<'_>); 1] = [(LayerSource::default(), read.as_fd())];
-    let mut unpacking = unpacker().start(&layers, &[], image.as_fd(), &Limits::default()).unwrap();
+    let mut unpacking = unpacker().start(Product::Image, &layers, &[], image.as_fd(), &Limits::default()).unwrap();
     assert!(matches!(unpacking.next_event(), Ok(Event::Confined(_))));
     let before = Instant::now();
     drop(unpacking);

@@ -46,6 +46,12 @@ impl Sandbox {
         &self.record.id
     }
 
+    /// Returns the digest of the container image from which it was started, if that was one.
+    #[must_use]
+    pub fn image_digest(&self) -> Option<&str> {
+        self.record.image_defaults.as_ref().map(|image| image.digest.as_str())
+    }
+
     pub(crate) fn label(&self) -> String {
         self.record.name.as_ref().map_or_else(|| self.record.id.to_string(), ToString::to_string)
     }

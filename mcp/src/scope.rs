@@ -3,7 +3,7 @@
 //! server ends.
 
 use crate::settings::Settings;
-use sandboxvm_manager::{FindError, Manager, RemoveError, Sandbox, SandboxId, SandboxName};
+use sandboxvm_manager::{BootableImage, FindError, Manager, RemoveError, Sandbox, SandboxId, SandboxName};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -29,6 +29,14 @@ pub(crate) enum ScopeError {
     /// It is not in scope.
     #[error("this server has no snapshot {0:?}: sandbox_list lists its snapshots, sandbox_snapshot creates one")]
     UnknownSnapshot(String),
+    /// It is not in scope.
+    #[error("the user does not permit image {asked:?}: {}", one_of(.permitted))]
+    UnknownImage {
+        /// What the client asked for.
+        asked: String,
+        /// The names of those that are in scope.
+        permitted: Vec<String>,
+    },
     /// The limit of the server is reached.
     #[error("this server has {now} of at most {most} sandboxes: remove one with sandbox_remove")]
     TooMany {
@@ -46,6 +54,10 @@ pub(crate) enum ScopeError {
     /// The manager cannot open it.
     #[error(transparent)]
     Find(#[from] FindError),
+}
+
+fn one_of(images: &[String]) -> String {
+    if images.is_empty() { "leave it out".to_owned() } else { format!("use one of {}", images.join(", ")) }
 }
 
 #[derive(Debug, Default)]
@@ -144,6 +156,14 @@ impl Scope {
     pub(crate) fn snapshot(&self, name: &str) -> Result<SandboxName, ScopeError> {
         let found = self.snapshots().into_iter().find(|snapshot| snapshot.as_str() == name);
         found.ok_or_else(|| ScopeError::UnknownSnapshot(name.to_owned()))
+    }
+
+    /// Finds a container image in scope.
+    pub(crate) fn image(&self, name: &str) -> Result<&BootableImage, ScopeError> {
+        let images = &self.settings.images;
+        let unknown =
+            || ScopeError::UnknownImage { asked: name.to_owned(), permitted: images.keys().cloned().collect() };
+        images.get(name).ok_or_else(unknown)
     }
 
     /// Reserves room for `count` sandboxes that are about to be created.
@@ -285,6 +305,7 @@ pub(crate) mod tests {
             bundle: Bundle::find(&BundleSources::default()),
             supervisor: SupervisorProgram { program: "/nonexistent".into(), arguments: Vec::new() },
             sandboxes: Vec::new(),
+            images: BTreeMap::new(),
             templates: vec![SandboxName::try_from("given".to_owned()).unwrap()],
             max_sandboxes,
             network: Permitted {

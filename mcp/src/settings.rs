@@ -1,7 +1,9 @@
 //! The settings of a server. Read by `scope` and the tools; a client cannot change them.
 
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::{Manager, Permitted, Reach, SandboxId, SandboxName, SupervisorProgram};
+use sandboxvm_manager::{BootableImage, Manager, Permitted, Reach, SandboxId, SandboxName, SupervisorProgram};
+
+use std::collections::BTreeMap;
 
 /// The settings of a server.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub struct Settings {
     pub sandboxes: Vec<SandboxId>,
     /// Existing snapshots that clients can create sandboxes from.
     pub templates: Vec<SandboxName>,
+    /// Container images that clients can create sandboxes from, by the names that clients use.
+    pub images: BTreeMap<String, BootableImage>,
     /// Maximum number of sandboxes that the server has created at a time.
     pub max_sandboxes: usize,
     /// The most that clients can ask for on the network.

@@ -13,12 +13,16 @@ use crate::{
     store::{Collected, Hold, Store, StoreError, Tag},
 };
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use tokio_util::io::{StreamReader, SyncIoBridge};
+
+/// Minimum number of digits of a short ID: fewer are more often a name.
+const MIN_ID: usize = 4;
 
 /// A failed operation on images.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +60,9 @@ pub enum Error {
         /// The references, sorted.
         references: Vec<String>,
     },
+    /// Several images have an ID that begins so.
+    #[error("several images have an ID that begins with {0:?}")]
+    AmbiguousId(String),
     /// A reference for a new tag has a digest.
     #[error("invalid tag {0:?}: expected a reference without a digest")]
     Digest(String),
@@ -289,6 +296,38 @@ impl Images {
         let configuration = self.configuration(&manifest)?;
         let layers = manifest.layers().to_vec();
         Ok(ImageDetails { manifest: digest, config_digest: manifest.config(), configuration, layers })
+    }
+
+    /// Returns the digest of the manifest of the tagged image whose ID begins with `text`, if no tag is `text`
+    /// itself. An ID is the digest of a manifest or, as docker has it, of a configuration; `text` has 4 to 64 of
+    /// its digits, after an optional `sha256:`. A caller that answers others than the owner of the store must not
+    /// use this: a short ID can be guessed.
+    ///
+    /// # Errors
+    /// Fails if several images have such an ID, or if the store cannot be read.
+    pub fn by_short_id(&self, text: &str) -> Result<Option<Digest>> {
+        let digits = text.strip_prefix("sha256:").unwrap_or(text);
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if !(MIN_ID..=64).contains(&digits.len()) || !digits.bytes().all(is_digit) {
+            return Ok(None);
+        }
+        let tags = self.store.tags()?;
+        let reference = self.reference(text).ok().map(|reference| reference.to_string());
+        if tags.iter().any(|tag| Some(&tag.reference) == reference.as_ref()) {
+            return Ok(None);
+        }
+        let mut found = BTreeSet::new();
+        for manifest in tags.into_iter().map(|tag| tag.manifest).collect::<BTreeSet<_>>() {
+            let is_it = |digest: &Digest| digest.hex().starts_with(digits);
+            // An image that is damaged has no other ID than that of its manifest.
+            if is_it(&manifest) || self.manifest(manifest).is_ok_and(|read| is_it(&read.config())) {
+                found.insert(manifest);
+            }
+        }
+        if found.len() > 1 {
+            return Err(Error::AmbiguousId(text.to_owned()));
+        }
+        Ok(found.pop_first())
     }
 
     /// Gives an image another reference.

@@ -107,6 +107,40 @@ fn layers_and_configuration_are_what_other_programs_read() {
 }
 
 #[test]
+fn images_are_found_by_the_beginning_of_their_ids() {
+    let (_home, images) = images();
+    let make = |tag: &str, text: &str| images.compose(&composition(None, tag), [added(&layer(&[("a", text)]), "COPY")]);
+    let (one, two) = (make("one", "1").unwrap(), make("two", "2").unwrap());
+    images.tag("one", "again").unwrap();
+    let config = images.inspect("two").unwrap().config_digest;
+    // Twelve digits of two digests that differ in the first ones.
+    let short = |digest: &Digest| digest.hex()[..12].to_owned();
+    assert_eq!(images.by_short_id(&short(&one)).unwrap(), Some(one));
+    assert_eq!(images.by_short_id(&format!("sha256:{}", short(&one))).unwrap(), Some(one));
+    assert_eq!(images.by_short_id(&short(&config)).unwrap(), Some(two));
+    assert_eq!(images.by_short_id(&two.to_string()).unwrap(), Some(two));
+    for other in ["one", &one.hex()[..3], "ffffffffffffffff", &short(&one).to_uppercase(), &format!("{}0", one.hex())] {
+        assert_eq!(images.by_short_id(other).unwrap(), None, "{other}");
+    }
+    // A tag of this name comes first.
+    images.tag("two", &short(&one)).unwrap();
+    assert_eq!(images.by_short_id(&short(&one)).unwrap(), None);
+    images.untag(&one.to_string()).unwrap_err();
+    images.untag("again").unwrap();
+    // Two images whose IDs begin alike: among 300 there are some.
+    for at in 0..300 {
+        make(&format!("many:{at}"), &at.to_string()).unwrap();
+    }
+    let tags = images.list().unwrap();
+    let ids: Vec<_> = tags.iter().map(|image| image.tag.manifest.hex()[..4].to_owned()).collect();
+    let twice = ids.iter().find(|id| ids.iter().filter(|other| other == id).count() > 1);
+    if let Some(twice) = twice {
+        let error = images.by_short_id(twice).unwrap_err().to_string();
+        assert!(error.contains("several images"), "{error}");
+    }
+}
+
+#[test]
 fn base_of_docker_gives_an_image_of_docker() {
     if !has_tools() {
         return;

@@ -108,6 +108,8 @@ pub struct TemplateConfig {
     pub disk: u64,
     /// A named snapshot to restore from; vCPUs, memory and disk are then those of the snapshot.
     pub snapshot: Option<String>,
+    /// A container image of the home to start from, in place of the bundle's; its command is not started.
+    pub image: Option<String>,
     /// Machines held ready, restored and waiting for their first instruction.
     pub pool: usize,
     /// Whose commands and files these are unless a request says otherwise.
@@ -128,8 +130,8 @@ pub struct TemplateConfig {
 #[derive(Debug, thiserror::Error)]
 #[error("template {template}: {problem}")]
 pub struct TemplateConfigError {
-    template: String,
-    problem: String,
+    pub(crate) template: String,
+    pub(crate) problem: String,
 }
 
 impl Default for Config {
@@ -176,6 +178,7 @@ impl Default for TemplateConfig {
             memory: 256,
             disk: 2048,
             snapshot: None,
+            image: None,
             pool: 0,
             user: "user".to_owned(),
             cpu_share: None,
@@ -195,6 +198,9 @@ impl TemplateConfig {
     pub(crate) fn spec(&self, template: &str) -> Result<SandboxSpec, TemplateConfigError> {
         let wrong = |problem: String| TemplateConfigError { template: template.to_owned(), problem };
         let bytes = |mib: u64| mib.saturating_mul(MIB);
+        if self.snapshot.is_some() && self.image.is_some() {
+            return Err(wrong("it has a snapshot and an image, expected one of them".to_owned()));
+        }
         let start_from = match &self.snapshot {
             None => StartFrom::Ready,
             Some(name) => {
@@ -289,6 +295,7 @@ mod tests {
             TemplateConfig { output_rate: Some(1), ..TemplateConfig::default() },
             TemplateConfig { processes: Some(0), ..TemplateConfig::default() },
             TemplateConfig { snapshot: Some("../x".into()), ..TemplateConfig::default() },
+            TemplateConfig { snapshot: Some("x".into()), image: Some("x".into()), ..TemplateConfig::default() },
             TemplateConfig { disk_ops: 1, ..TemplateConfig::default() },
             TemplateConfig { disk_rate: u64::MAX, ..TemplateConfig::default() },
         ] {

@@ -96,6 +96,11 @@ impl Selection<'_> {
         self.into_directory
     }
 
+    /// Returns the size of all files in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.files.iter().fold(0, |sum, (_, file, _)| sum.saturating_add(file.size))
+    }
+
     /// Opens the file if the selection is one regular file. What is read of it may have changed.
     pub(crate) fn only_file(&self) -> Result<Option<std::fs::File>, ContextError> {
         match &self.files[..] {

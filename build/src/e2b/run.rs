@@ -8,12 +8,16 @@ use super::{
 };
 use crate::{
     engine::{
-        BaseImage, Destination, Event, Found, Machine, MachineError, Machines, NoGroup, Output, Pattern, Place,
-        Process, Progress, Secrets, StepProblem, arrange, blocking, deliver, owner,
+        BaseImage, Disk, Event, Found, Machine, MachineError, Machines, NoGroup, Output, Pattern, Place, Process,
+        Progress, Secrets, StepProblem, arrange, blocking, owner, prepare,
     },
     plan::joined,
 };
-use std::{fmt, fs::File, io};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Seek, SeekFrom},
+};
 
 /// The shell of `RUN` and of commands that clients run later.
 const SHELL: &str = "/bin/bash";
@@ -179,7 +183,11 @@ impl<M: Machines> Executing<'_, M> {
             arrange::arrange(&mut whole, &source, &Pattern::below_root(&source), place_there.of(&at), output)
         })
         .await?;
-        deliver(machine, place, arranged.into_directory, archive, Destination::Machine).await
+        prepare(machine, place, arranged.into_directory).await?;
+        let mut archive = archive;
+        archive.seek(SeekFrom::Start(0))?;
+        // A template is a running machine, so its processes have to see the files.
+        Ok(machine.extract(&mut archive).await?)
     }
 }
 

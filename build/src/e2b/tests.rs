@@ -1,6 +1,6 @@
 use super::{accounts, plan::Doing, *};
 use crate::engine::{
-    BaseImage, Event, Machine, Machines, Progress,
+    BaseImage, Disk, Event, Machines, Progress,
     recorder::{Recorded, Recorder},
 };
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};

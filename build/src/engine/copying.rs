@@ -1,4 +1,4 @@
-//! `COPY` and `ADD`: which archive a machine receives. Files of the context never reach a name on
+//! `COPY` and `ADD`: which archive a disk receives. Files of the context never reach a name on
 //! the host, and neither do those of another machine.
 
 use super::{
@@ -6,7 +6,7 @@ use super::{
     arrange::{self, Arranged, Pattern, Place},
     blocking::blocking,
     error::StepProblem,
-    machine::{Found, Machine, Machines, Owner},
+    machine::{Disk, Found, Machine, Machines, Owner},
     users::{self, NoGroup},
 };
 use crate::{
@@ -28,7 +28,7 @@ const TAR_MAGIC: usize = 257;
 const MAX_ARCHIVE: u64 = 16 << 30;
 
 impl<M: Machines> Build<'_, M> {
-    pub(super) async fn copy(&mut self, machine: &mut M::Machine, action: &Action) -> Result<(), StepProblem> {
+    pub(super) async fn copy<D: Disk>(&mut self, machine: &mut D, action: &Action) -> Result<(), StepProblem> {
         let Action::Copy { from, sources, inline, target, chown, chmod, is_add } = action else {
             // `execute` passes each action to the function for its kind.
             unreachable!("called for COPY")
@@ -45,7 +45,7 @@ impl<M: Machines> Build<'_, M> {
         let place = Place { target, is_directory, owner, chmod: *chmod };
         if !inline.is_empty() {
             let archive = self.documents(inline, place)?;
-            deliver(machine, place, is_directory, archive, Destination::Image).await?;
+            deliver(machine, place, is_directory, archive).await?;
         }
         match from {
             None if sources.is_empty() => Ok(()),
@@ -57,7 +57,7 @@ impl<M: Machines> Build<'_, M> {
             }
             None => {
                 let (archive, into_directory) = self.selected(sources.clone(), place).await?;
-                deliver(machine, place, into_directory, archive, Destination::Image).await
+                deliver(machine, place, into_directory, archive).await
             }
             Some(from) => {
                 let staging = self.staging;
@@ -69,7 +69,7 @@ impl<M: Machines> Build<'_, M> {
                         return Err(StepProblem::Missing(source.clone()));
                     }
                     let (archive, arranged) = self.arranged(whole, source.clone(), pattern, place).await?;
-                    deliver(machine, place, arranged.into_directory, archive, Destination::Image).await?;
+                    deliver(machine, place, arranged.into_directory, archive).await?;
                 }
                 Ok(())
             }
@@ -100,7 +100,7 @@ impl<M: Machines> Build<'_, M> {
     }
 
     /// Copies a source of `ADD`, or extracts it if it is a tar archive.
-    async fn add(&self, machine: &mut M::Machine, source: &str, place: Place<'_>) -> Result<(), StepProblem> {
+    async fn add<D: Disk>(&self, machine: &mut D, source: &str, place: Place<'_>) -> Result<(), StepProblem> {
         let Place { target, is_directory, .. } = place;
         let (sources, name) = (vec![source.to_owned()], format!("ADD of {source}"));
         let selected = self.request.context.select(&sources, Target { path: target, is_directory })?;
@@ -117,10 +117,10 @@ impl<M: Machines> Build<'_, M> {
                 arrange::extracted(Limited::new(tar, MAX_ARCHIVE), place_there.of(&target), output)
             })
             .await?;
-            return deliver(machine, place, true, archive, Destination::Image).await;
+            return deliver(machine, place, true, archive).await;
         }
         let (archive, into_directory) = self.selected(sources, place).await?;
-        deliver(machine, place, into_directory, archive, Destination::Image).await
+        deliver(machine, place, into_directory, archive).await
     }
 
     /// Writes the here-documents of a `COPY`.
@@ -140,32 +140,24 @@ impl<M: Machines> Build<'_, M> {
     }
 }
 
-/// Whether a result is what lies on the disk, or the running machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Destination {
-    /// An image, which gets what the archive states also below mounts.
-    Image,
-    /// A template with its memory: processes have to see the files.
-    Machine,
-}
-
 /// Makes the directory that the files need, and extracts the archive.
-pub(crate) async fn deliver<M: Machine>(
-    machine: &mut M,
+async fn deliver<D: Disk>(
+    disk: &mut D,
     place: Place<'_>,
     into_directory: bool,
     mut archive: File,
-    destination: Destination,
 ) -> Result<(), StepProblem> {
+    prepare(disk, place, into_directory).await?;
+    archive.seek(SeekFrom::Start(0))?;
+    Ok(disk.extract_to_disk(archive).await?)
+}
+
+/// Makes the directory that copied files need.
+pub(crate) async fn prepare<D: Disk>(disk: &mut D, place: Place<'_>, into_directory: bool) -> Result<(), StepProblem> {
     let target = place.target.trim_end_matches('/');
     let directory = if into_directory { target } else { target.rsplit_once('/').map_or("", |(above, _)| above) };
     if !directory.is_empty() {
-        machine.make_directory(directory, place.owner.unwrap_or_default()).await?;
-    }
-    archive.seek(SeekFrom::Start(0))?;
-    match destination {
-        Destination::Image => machine.extract_to_disk(&mut archive).await?,
-        Destination::Machine => machine.extract(&mut archive).await?,
+        disk.make_directory(directory, place.owner.unwrap_or_default()).await?;
     }
     Ok(())
 }

@@ -76,19 +76,8 @@ pub struct Owner {
     pub gid: u32,
 }
 
-/// A machine in which steps are executed. Dropping it ends it, and nothing of it remains but what
-/// was saved.
-pub trait Machine: Send + Sync {
-    /// Runs a process, passes on its output and returns its exit code, as a shell reports it.
-    fn run(
-        &mut self,
-        process: &Process,
-        output: &mut (dyn FnMut(Stream, &[u8]) + Send),
-    ) -> impl Future<Output = Done<u8>> + Send;
-
-    /// Ends all processes that steps left behind.
-    fn end_processes(&mut self) -> impl Future<Output = Done<()>> + Send;
-
+/// The files that steps copy to, and what decides how they are copied.
+pub trait Disk: Send + Sync {
     /// Returns what a path is, or `None` if there is nothing.
     fn find(&mut self, path: &str) -> impl Future<Output = Done<Option<Found>>> + Send;
 
@@ -100,12 +89,26 @@ pub trait Machine: Send + Sync {
     /// receive the owner.
     fn make_directory(&mut self, path: &str, owner: Owner) -> impl Future<Output = Done<()>> + Send;
 
-    /// Extracts a tar archive at the root, with the owners that it states.
-    fn extract(&mut self, archive: &mut (dyn Read + Send)) -> impl Future<Output = Done<()>> + Send;
+    /// Extracts a tar archive at the root, with the owners that it states. What is mounted over files of
+    /// the disk is passed by: the image gets what the archive states.
+    fn extract_to_disk(&mut self, archive: File) -> impl Future<Output = Done<()>> + Send;
+}
 
-    /// As [`Self::extract`], but passes by what is mounted over files of the disk: the image gets what
-    /// the archive states.
-    fn extract_to_disk(&mut self, archive: &mut (dyn Read + Send)) -> impl Future<Output = Done<()>> + Send;
+/// A machine in which steps are executed. Dropping it ends it, and nothing of it remains but what
+/// was saved.
+pub trait Machine: Disk {
+    /// Runs a process, passes on its output and returns its exit code, as a shell reports it.
+    fn run(
+        &mut self,
+        process: &Process,
+        output: &mut (dyn FnMut(Stream, &[u8]) + Send),
+    ) -> impl Future<Output = Done<u8>> + Send;
+
+    /// Ends all processes that steps left behind.
+    fn end_processes(&mut self) -> impl Future<Output = Done<()>> + Send;
+
+    /// As [`Disk::extract_to_disk`], but through what is mounted, so that processes see the files.
+    fn extract(&mut self, archive: &mut (dyn Read + Send)) -> impl Future<Output = Done<()>> + Send;
 
     /// Writes a file or tree to `output` as a tar archive, in which it is called `x`. A symbolic
     /// link at `path` is followed. Returns false if there is nothing at `path`.
@@ -122,16 +125,31 @@ pub trait Machine: Send + Sync {
     fn finish(self) -> impl Future<Output = Done<()>> + Send;
 }
 
+/// The layer of a step that was executed without a machine.
+#[derive(Debug)]
+pub struct StepLayer {
+    /// Key of the state after the step.
+    pub key: Key,
+    /// What the history says: the instruction.
+    pub created_by: String,
+    /// The layer as a plain tar archive. `None`: the one that is known under the key.
+    pub archive: Option<File>,
+}
+
 /// The image that a build makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewImage {
-    /// The image below.
+    /// The image that the first step begins with. Without a machine, it has the layers of the steps that were
+    /// executed without one.
     pub base: BaseImage,
-    /// Key of the state of the disk. `None`: the build changes no file, so there is no layer.
+    /// Key of the state of the disk. `None`: nothing changed above `base`, so there is no further layer.
     pub key: Option<Key>,
+    /// Key of the last [`StepLayer`], if nothing is above it. An image that is built again has the time of
+    /// that layer, and so the same digest.
+    pub last_step: Option<Key>,
     /// Configuration.
     pub config: ImageConfig,
-    /// What the history says: one line for each instruction.
+    /// What the history says: one line for each instruction whose step has no separate layer.
     pub history: Vec<String>,
     /// The reference that the image receives.
     pub tag: Option<String>,
@@ -160,9 +178,26 @@ pub trait Machines: Sync {
     /// Starts a machine from the state under this key.
     fn restore(&self, key: Key) -> impl Future<Output = Done<Self::Machine>> + Send;
 
-    /// Returns true if the layer of the state under this key is known, so that no machine is needed
-    /// to publish it.
-    fn has_layer(&self, key: Key) -> bool;
+    /// Returns the number of [`StepLayer`]s below the layer of the state under this key, if the layer is
+    /// known, so that no machine is needed to publish it.
+    fn known_layer(&self, key: Key) -> Option<usize>;
+
+    /// Returns true if the [`StepLayer`] under this key is known.
+    fn has_step_layer(&self, key: Key) -> bool;
+
+    /// Returns how many of the layers of a machine's image are above `base`, of which it was made.
+    ///
+    /// # Errors
+    /// Fails if its image is not known.
+    fn leading(&self, machine: &Self::Machine, base: &BaseImage) -> Done<usize>;
+
+    /// Writes a tar archive of the names in an image: directories and symbolic links with their metadata, and
+    /// every other file without content. It is hostile.
+    fn names(&self, image: &BaseImage, output: File) -> impl Future<Output = Done<()>> + Send;
+
+    /// Stores an image with layers above `base`, one for each step, and keeps the layers under their keys. The
+    /// same layers give the same image.
+    fn extend(&self, base: &BaseImage, layers: Vec<StepLayer>) -> impl Future<Output = Done<BaseImage>> + Send;
 
     /// Stores an image and returns the digest of its manifest. Without a machine, the layer is the
     /// known one.

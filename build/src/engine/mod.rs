@@ -7,7 +7,8 @@
 //! ```
 //! A stage has one machine. After each step its state is kept under the key of the step; a later
 //! build restores the last state that it finds and executes the rest. States after a secret was
-//! used are not kept. The image of the target has one layer above its base image.
+//! used are not kept. The first steps may need no machine: each of them adds a layer to the image that
+//! the machine starts from. What the machine changes is one more layer.
 //!
 //! May not know what a machine is, and may not let a secret reach anything but the machine of its
 //! step.
@@ -16,6 +17,8 @@ pub(crate) mod arrange;
 mod blocking;
 mod copying;
 mod error;
+mod host_disk;
+mod leading;
 mod machine;
 mod names;
 mod progress;
@@ -31,9 +34,11 @@ mod tests;
 
 pub(crate) use arrange::{Pattern, Place};
 pub(crate) use blocking::blocking;
-pub(crate) use copying::{Destination, deliver};
+pub(crate) use copying::prepare;
 pub use error::{BuildError, StepProblem};
-pub use machine::{BaseImage, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, Stream};
+pub use machine::{
+    BaseImage, Disk, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, StepLayer, Stream,
+};
 pub use progress::{Event, Progress};
 pub(crate) use secrets::Output;
 pub use secrets::Secrets;
@@ -42,6 +47,7 @@ pub(crate) use users::{NoGroup, owner};
 use crate::{
     context::Context,
     dockerfile::Dockerfile,
+    key::Key,
     plan::{Action, BuildArgs},
 };
 use staging::{PlannedStage, PlannedStep, Source, Staging};
@@ -96,27 +102,48 @@ pub async fn build<M: Machines>(
     let staging = Staging::of(file, context, args, target, machines).await?;
     let mut build = Build { request, machines, progress, staging: &staging, source: None, executed: 0, cached: 0 };
     let target = &staging.stages[&staging.target];
-    let image = NewImage {
+    let mut image = NewImage {
         base: target.image.clone(),
         key: target.steps.last().map(|last| last.key),
+        last_step: None,
         config: target.config.clone(),
-        history: target.history.iter().map(|text| text.to_string()).collect(),
+        history: Vec::new(),
         tag: request.tag.map(str::to_owned),
         created: request.created,
     };
-    let is_known = image.key.is_none_or(|key| request.use_cache && machines.has_layer(key));
-    let digest = if is_known {
-        build.report_cached(&target.steps);
-        machines.publish(&image, None).await?
-    } else {
-        let mut machine = build.stage(target).await?;
-        build.release().await?;
-        let digest = machines.publish(&image, Some(&mut machine)).await?;
-        machine.finish().await?;
-        digest
+    let digest = match build.known(target, image.key) {
+        Some(leading) => {
+            build.report_cached(&target.steps);
+            image.base = build.known_lead(target, leading).await?;
+            image.history = target.history_after(leading);
+            machines.publish(&image, None).await?
+        }
+        None => match build.stage(target, true).await? {
+            Staged::Machine { mut machine, leading } => {
+                build.release().await?;
+                image.history = target.history_after(leading);
+                let digest = machines.publish(&image, Some(&mut machine)).await?;
+                machine.finish().await?;
+                digest
+            }
+            Staged::Image(base) => {
+                build.release().await?;
+                (image.base, image.last_step, image.key) = (base, image.key, None);
+                image.history = target.history_after(target.steps.len());
+                machines.publish(&image, None).await?
+            }
+        },
     };
     progress.notify(Event::Stored(&digest));
     Ok(Built { digest, executed: build.executed, cached: build.cached })
+}
+
+/// A stage at its end.
+enum Staged<T> {
+    /// A machine in that state, and the number of steps that are layers of its image.
+    Machine { machine: T, leading: usize },
+    /// An image, since no step needed a machine.
+    Image(BaseImage),
 }
 
 /// A build that runs.
@@ -143,15 +170,35 @@ impl<M: Machines> Build<'_, M> {
         self.cached += steps.len();
     }
 
-    /// Returns a machine in the state at the end of a stage. It is boxed, because a stage needs the
-    /// machines of other stages.
+    /// Returns the number of leading steps below the known layer of a stage.
+    fn known(&self, stage: &PlannedStage, key: Option<Key>) -> Option<usize> {
+        let Some(key) = key else { return Some(0) };
+        let leading = self.machines.known_layer(key).filter(|_| self.request.use_cache)?;
+        let below = stage.steps.get(..leading)?;
+        below.iter().all(|planned| self.machines.has_step_layer(planned.key)).then_some(leading)
+    }
+
+    /// Executes a stage to its end. `is_last` says that no machine is needed there. It is boxed, because a
+    /// stage needs the machines of other stages.
     fn stage<'b>(
         &'b mut self,
         stage: &'b PlannedStage,
-    ) -> Pin<Box<dyn Future<Output = Result<M::Machine, BuildError>> + Send + 'b>> {
+        is_last: bool,
+    ) -> Pin<Box<dyn Future<Output = Result<Staged<M::Machine>, BuildError>> + Send + 'b>> {
         Box::pin(async move {
-            let (mut machine, done) = self.begin(stage).await?;
-            self.report_cached(&stage.steps[..done]);
+            let (mut machine, leading, done) = match self.restored(stage).await? {
+                Some((machine, done)) => {
+                    self.report_cached(&stage.steps[..done]);
+                    // The machine knows which of the steps are layers of its image.
+                    let leading = self.machines.leading(&machine, &stage.image)?;
+                    (machine, leading, done)
+                }
+                None => match self.lead(stage, is_last).await? {
+                    Some(led) if is_last && led.steps == stage.steps.len() => return Ok(Staged::Image(led.image)),
+                    Some(led) => (self.machines.start(&led.image).await?, led.steps, led.steps),
+                    None => (self.machines.start(&stage.image).await?, 0, 0),
+                },
+            };
             for planned in &stage.steps[done..] {
                 self.report(planned, false);
                 self.execute(&mut machine, planned).await.map_err(|problem| self.failed(planned, problem))?;
@@ -160,20 +207,19 @@ impl<M: Machines> Build<'_, M> {
                     self.progress.notify(Event::Note("the state after this step is not kept"));
                 }
             }
-            Ok(machine)
+            Ok(Staged::Machine { machine, leading })
         })
     }
 
-    /// Restores the last state that is known, or starts from the base image. Returns the number of
-    /// steps that are done.
-    async fn begin(&mut self, stage: &PlannedStage) -> Result<(M::Machine, usize), BuildError> {
+    /// Restores the last state that is known. Returns the number of steps that are done.
+    async fn restored(&mut self, stage: &PlannedStage) -> Result<Option<(M::Machine, usize)>, BuildError> {
         if self.request.use_cache {
             for (at, planned) in stage.steps.iter().enumerate().rev() {
                 if !planned.may_keep || !self.machines.has(planned.key) {
                     continue;
                 }
                 match self.machines.restore(planned.key).await {
-                    Ok(machine) => return Ok((machine, at + 1)),
+                    Ok(machine) => return Ok(Some((machine, at + 1))),
                     // Another host, or another version. The step is executed instead.
                     Err(error) => {
                         let note = format!("cannot use the kept state of a step: {error}");
@@ -182,7 +228,7 @@ impl<M: Machines> Build<'_, M> {
                 }
             }
         }
-        Ok((self.machines.start(&stage.image).await?, 0))
+        Ok(None)
     }
 
     async fn execute(&mut self, machine: &mut M::Machine, planned: &PlannedStep) -> Result<(), StepProblem> {
@@ -224,11 +270,13 @@ impl<M: Machines> Build<'_, M> {
         let staging = self.staging;
         match source {
             Source::Image(image) => Ok(self.machines.start(image).await?),
-            Source::Stage(index) => self.stage(&staging.stages[index]).await.map_err(|error| match error {
-                BuildError::Machine(error) => StepProblem::Machine(error),
+            Source::Stage(index) => match self.stage(&staging.stages[index], false).await {
+                Ok(Staged::Machine { machine, .. }) => Ok(machine),
+                Ok(Staged::Image(image)) => Ok(self.machines.start(&image).await?),
+                Err(BuildError::Machine(error)) => Err(StepProblem::Machine(error)),
                 // The place of the inner failure is the one that matters.
-                other => StepProblem::Stage(Box::new(other)),
-            }),
+                Err(other) => Err(StepProblem::Stage(Box::new(other))),
+            },
         }
     }
 

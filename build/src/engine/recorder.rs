@@ -1,11 +1,13 @@
 //! Machines for tests: a tree in memory, and a log of everything that the engine asks for.
 
-use super::machine::{BaseImage, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, Stream};
+use super::machine::{
+    BaseImage, Disk, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, StepLayer, Stream,
+};
 use crate::key::Key;
 use sandboxvm_archive::{Entry, Kind, Reader, Timestamp, Writer};
 use sandboxvm_oci::config::ImageConfig;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::File,
     io::{self, Read, Write},
     path::PathBuf,
@@ -18,8 +20,15 @@ type Tree = BTreeMap<String, (Option<Vec<u8>>, Owner)>;
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(crate) log: Vec<String>,
-    pub(crate) saved: BTreeMap<Key, Tree>,
-    pub(crate) layers: BTreeSet<Key>,
+    pub(crate) saved: BTreeMap<Key, (Tree, usize)>,
+    /// The layer of each state, as the number of layers of steps below it.
+    pub(crate) layers: BTreeMap<Key, usize>,
+    /// The layers of steps.
+    pub(crate) step_layers: BTreeMap<Key, Vec<u8>>,
+    /// The last layer of each image that was extended. Its digest ends with a plus for each layer.
+    pub(crate) extended: BTreeMap<String, Vec<u8>>,
+    /// Symbolic links of every image.
+    pub(crate) links: Vec<String>,
     pub(crate) caches: BTreeMap<String, Vec<u8>>,
     pub(crate) published: Vec<NewImage>,
     /// Content of files that a process saw at `cat PATH`, and what was written into archives.
@@ -37,10 +46,27 @@ pub(crate) struct Recorder(pub(crate) Arc<Mutex<Shared>>);
 #[derive(Debug)]
 pub(crate) struct Recorded {
     tree: Tree,
+    leading: usize,
     shared: Arc<Mutex<Shared>>,
 }
 
 impl Recorder {
+    /// Returns a machine of an image, without the layers of steps.
+    fn machine(&self, image: &BaseImage) -> Recorded {
+        let file = |text: &str| (Some(text.as_bytes().to_vec()), Owner::default());
+        let mut tree = BTreeMap::from([
+            ("/bin/bash".to_owned(), file("")),
+            ("/etc".to_owned(), (None, Owner::default())),
+            ("/etc/passwd".to_owned(), file("root:x:0:0::/root:/bin/sh\napp:x:1000:100::/home/app:/bin/sh\n")),
+            ("/etc/group".to_owned(), file("root:x:0:\nusers:x:100:\n")),
+        ]);
+        if image.digest == "sha256:no-shell" {
+            tree.remove("/bin/bash");
+        }
+        let leading = image.digest.matches('+').count();
+        Recorded { tree, leading, shared: self.0.clone() }
+    }
+
     pub(crate) fn log(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap().log)
     }
@@ -55,6 +81,34 @@ impl Recorded {
 fn below<'a>(path: &'a str, top: &str) -> Option<&'a str> {
     let rest = path.strip_prefix(top.trim_end_matches('/'))?;
     (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+}
+
+impl Disk for Recorded {
+    async fn find(&mut self, path: &str) -> Done<Option<Found>> {
+        let path = path.trim_end_matches('/');
+        Ok(match self.tree.get(path) {
+            _ if path.is_empty() => Some(Found::Directory),
+            Some((None, _)) => Some(Found::Directory),
+            Some(_) => Some(Found::File),
+            None => None,
+        })
+    }
+
+    async fn read(&mut self, path: &str, _: usize) -> Done<Option<Vec<u8>>> {
+        Ok(self.tree.get(path).and_then(|(content, _)| content.clone()))
+    }
+
+    async fn make_directory(&mut self, path: &str, owner: Owner) -> Done<()> {
+        for (at, _) in format!("{path}/").match_indices('/').skip(1) {
+            self.tree.entry(path[..at].to_owned()).or_insert((None, owner));
+        }
+        Ok(())
+    }
+
+    async fn extract_to_disk(&mut self, mut archive: File) -> Done<()> {
+        self.shared.lock().unwrap().below_mounts += 1;
+        self.extract(&mut archive).await
+    }
 }
 
 impl Machine for Recorded {
@@ -82,31 +136,10 @@ impl Machine for Recorded {
         Ok(())
     }
 
-    async fn find(&mut self, path: &str) -> Done<Option<Found>> {
-        let path = path.trim_end_matches('/');
-        Ok(match self.tree.get(path) {
-            _ if path.is_empty() => Some(Found::Directory),
-            Some((None, _)) => Some(Found::Directory),
-            Some(_) => Some(Found::File),
-            None => None,
-        })
-    }
-
-    async fn read(&mut self, path: &str, _: usize) -> Done<Option<Vec<u8>>> {
-        Ok(self.tree.get(path).and_then(|(content, _)| content.clone()))
-    }
-
-    async fn make_directory(&mut self, path: &str, owner: Owner) -> Done<()> {
-        for (at, _) in format!("{path}/").match_indices('/').skip(1) {
-            self.tree.entry(path[..at].to_owned()).or_insert((None, owner));
-        }
-        Ok(())
-    }
-
     async fn extract(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
         let mut reader = Reader::new(archive);
         while let Some(entry) = reader.next_entry().map_err(MachineError::new)? {
-            let path = format!("/{}", String::from_utf8(entry.path).unwrap());
+            let path = format!("/{}", String::from_utf8(entry.path).unwrap().trim_end_matches('/'));
             let owner = Owner { uid: entry.uid, gid: entry.gid };
             let mut content = Vec::new();
             let mut buffer = [0; 64];
@@ -125,11 +158,6 @@ impl Machine for Recorded {
             self.tree.insert(path, (content, owner));
         }
         Ok(())
-    }
-
-    async fn extract_to_disk(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
-        self.shared.lock().unwrap().below_mounts += 1;
-        self.extract(archive).await
     }
 
     async fn archive(&mut self, path: &str, output: &mut File) -> Done<bool> {
@@ -161,7 +189,7 @@ impl Machine for Recorded {
 
     async fn save(&mut self, key: Key) -> Done<bool> {
         self.note("save".into());
-        self.shared.lock().unwrap().saved.insert(key, self.tree.clone());
+        self.shared.lock().unwrap().saved.insert(key, (self.tree.clone(), self.leading));
         Ok(true)
     }
 
@@ -188,17 +216,15 @@ impl Machines for Recorder {
 
     async fn start(&self, image: &BaseImage) -> Done<Recorded> {
         self.0.lock().unwrap().log.push(format!("start {}", image.digest));
-        let file = |text: &str| (Some(text.as_bytes().to_vec()), Owner::default());
-        let mut tree = BTreeMap::from([
-            ("/bin/bash".to_owned(), file("")),
-            ("/etc".to_owned(), (None, Owner::default())),
-            ("/etc/passwd".to_owned(), file("root:x:0:0::/root:/bin/sh\napp:x:1000:100::/home/app:/bin/sh\n")),
-            ("/etc/group".to_owned(), file("root:x:0:\nusers:x:100:\n")),
-        ]);
-        if image.digest == "sha256:no-shell" {
-            tree.remove("/bin/bash");
+        let mut machine = self.machine(image);
+        let log = self.log();
+        for layers in 1..=machine.leading {
+            let digest = &image.digest[..image.digest.len() + layers - machine.leading];
+            let bytes = self.0.lock().unwrap().extended[digest].clone();
+            machine.extract(&mut &bytes[..]).await?;
         }
-        Ok(Recorded { tree, shared: self.0.clone() })
+        self.0.lock().unwrap().log = log;
+        Ok(machine)
     }
 
     fn has(&self, key: Key) -> bool {
@@ -208,23 +234,71 @@ impl Machines for Recorder {
     async fn restore(&self, key: Key) -> Done<Recorded> {
         let mut shared = self.0.lock().unwrap();
         shared.log.push("restore".into());
-        Ok(Recorded { tree: shared.saved[&key].clone(), shared: self.0.clone() })
+        let (tree, leading) = shared.saved[&key].clone();
+        Ok(Recorded { tree, leading, shared: self.0.clone() })
     }
 
-    fn has_layer(&self, key: Key) -> bool {
-        self.0.lock().unwrap().layers.contains(&key)
+    fn known_layer(&self, key: Key) -> Option<usize> {
+        self.0.lock().unwrap().layers.get(&key).copied()
+    }
+
+    fn has_step_layer(&self, key: Key) -> bool {
+        self.0.lock().unwrap().step_layers.contains_key(&key)
+    }
+
+    fn leading(&self, machine: &Recorded, _: &BaseImage) -> Done<usize> {
+        Ok(machine.leading)
+    }
+
+    async fn names(&self, image: &BaseImage, output: File) -> Done<()> {
+        let mut machine = self.machine(image);
+        let mut writer = Writer::new(output);
+        for (name, (content, owner)) in std::mem::take(&mut machine.tree) {
+            let kind = if content.is_some() { Kind::File { size: 0, extents: None } } else { Kind::Directory };
+            let (uid, gid, modified) = (owner.uid, owner.gid, Timestamp { seconds: 7, nanoseconds: 0 });
+            let path = name[1..].as_bytes().to_vec();
+            writer.begin(&Entry { path, kind, mode: 0o711, uid, gid, modified, attributes: Vec::new() }).unwrap();
+        }
+        for link in &self.0.lock().unwrap().links {
+            let (path, kind) = (link.as_bytes().to_vec(), Kind::Symlink(b"etc".to_vec()));
+            let (modified, attributes) = (Timestamp::default(), Vec::new());
+            writer.begin(&Entry { path, kind, mode: 0o777, uid: 0, gid: 0, modified, attributes }).unwrap();
+        }
+        writer.finish().unwrap();
+        Ok(())
+    }
+
+    async fn extend(&self, base: &BaseImage, layers: Vec<StepLayer>) -> Done<BaseImage> {
+        let mut shared = self.0.lock().unwrap();
+        let mut digest = base.digest.clone();
+        let texts: Vec<_> = layers.iter().map(|layer| layer.created_by.as_str()).collect();
+        let line = format!("extend {} by {}", base.digest, texts.join(", "));
+        shared.log.push(line);
+        for StepLayer { key, archive, .. } in layers {
+            if let Some(mut archive) = archive {
+                let mut bytes = Vec::new();
+                archive.read_to_end(&mut bytes).unwrap();
+                shared.step_layers.insert(key, bytes);
+            }
+            let bytes = shared.step_layers[&key].clone();
+            digest = format!("{digest}+");
+            shared.extended.insert(digest.clone(), bytes);
+        }
+        Ok(BaseImage { digest, config: base.config.clone() })
     }
 
     async fn publish(&self, image: &NewImage, machine: Option<&mut Recorded>) -> Done<String> {
         let mut shared = self.0.lock().unwrap();
         shared.log.push(format!("publish {}", if machine.is_some() { "the changes" } else { "a known layer" }));
-        if let Some(machine) = machine {
+        if let Some(machine) = &machine {
             let names = machine.tree.iter().map(|(name, (content, _))| {
                 format!("{name}={}", String::from_utf8_lossy(content.as_deref().unwrap_or_default()))
             });
             shared.left = names.collect();
         }
-        shared.layers.extend(image.key);
+        if let (Some(key), Some(machine)) = (image.key, machine) {
+            shared.layers.insert(key, machine.leading);
+        }
         shared.published.push(image.clone());
         Ok("sha256:built".into())
     }

@@ -5,7 +5,7 @@ use super::{
     Build, arrange,
     blocking::blocking,
     error::StepProblem,
-    machine::{Found, Machine, Machines, Owner, Process},
+    machine::{Disk, Found, Machine, Machines, Owner, Process},
     progress::Event,
     secrets::Output,
 };

@@ -35,6 +35,8 @@ pub(super) struct PlannedStep {
 #[derive(Debug)]
 pub(super) struct PlannedStage {
     pub(super) image: BaseImage,
+    /// Whether that image is empty.
+    pub(super) is_scratch: bool,
     /// Its steps, which stages that begin with it share.
     pub(super) steps: Vec<Arc<PlannedStep>>,
     pub(super) config: ImageConfig,
@@ -42,6 +44,15 @@ pub(super) struct PlannedStage {
     pub(super) history: Vec<Arc<str>>,
     /// Key of the state at its end.
     pub(super) key: Key,
+}
+
+impl PlannedStage {
+    /// Returns the history without the instructions of the first steps, which are layers.
+    pub(super) fn history_after(&self, steps: usize) -> Vec<String> {
+        let mut layers = self.steps[..steps].iter().map(|planned| planned.step.text.as_str()).peekable();
+        let is_setting = |text: &&Arc<str>| layers.next_if(|layer| ***text == **layer).is_none();
+        self.history.iter().filter(is_setting).map(ToString::to_string).collect()
+    }
 }
 
 /// What `COPY --from` reads, by what is known before the build.
@@ -87,17 +98,17 @@ impl Staging {
         machines: &M,
         budget: &mut Budget,
     ) -> Result<PlannedStage, BuildError> {
-        let (image, config, mut steps, mut history, mut key) = match plan::base(file, index, args)? {
+        let (image, is_scratch, config, mut steps, mut history, mut key) = match plan::base(file, index, args)? {
             Base::Stage(other) => {
                 let other = &self.stages[&other];
                 let (steps, history) = (other.steps.clone(), other.history.clone());
-                (other.image.clone(), other.config.clone(), steps, history, other.key)
+                (other.image.clone(), other.is_scratch, other.config.clone(), steps, history, other.key)
             }
             base => {
                 let image = self.image(&base, machines).await?;
                 let key = base_key(&image, &machines.surroundings());
                 let config = image.config.clone();
-                (image, config, Vec::new(), Vec::new(), key)
+                (image, base == Base::Scratch, config, Vec::new(), Vec::new(), key)
             }
         };
         let resolved = plan::resolve_within(file, index, &config, args, budget)?;
@@ -122,7 +133,7 @@ impl Staging {
             steps.push(Arc::new(PlannedStep { step, key, may_keep, stage: index, number: (at + 1, of) }));
         }
         history.extend(file.stages[index].instructions.iter().map(|located| Arc::from(located.text.as_str())));
-        Ok(PlannedStage { image, steps, config: resolved.config, history, key })
+        Ok(PlannedStage { image, is_scratch, steps, config: resolved.config, history, key })
     }
 
     /// Returns the image of a base that is not a stage.

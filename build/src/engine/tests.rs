@@ -89,6 +89,102 @@ fn steps_are_executed_in_order_and_cached_the_next_time() {
     assert_eq!((published[2].config.cmd.join(""), published[2].history.len()), ("y".into(), 6));
 }
 
+/// Returns the names in an archive.
+fn names(bytes: &[u8]) -> Vec<String> {
+    let mut reader = sandboxvm_archive::Reader::new(bytes);
+    let mut names = Vec::new();
+    while let Some(entry) = reader.next_entry().unwrap() {
+        names.push(String::from_utf8(entry.path).unwrap());
+    }
+    names
+}
+
+#[test]
+fn copies_without_a_run_need_no_machine() {
+    let setup = Setup::new();
+    let text = "FROM base\nENV A=1\nWORKDIR /etc/w\nCOPY a.txt d ./\nCMD [\"x\"]\n";
+    let (built, log, events) = setup.build(text);
+    assert_eq!((built.as_ref().unwrap().executed, built.unwrap().cached), (2, 0));
+    assert_eq!(log, ["extend sha256:base by WORKDIR /etc/w, COPY a.txt d ./", "publish a known layer"]);
+    assert_eq!(events[..2], ["1/2 WORKDIR /etc/w", "2/2 COPY a.txt d ./"]);
+    {
+        let shared = setup.machines.0.lock().unwrap();
+        assert_eq!(names(&shared.extended["sha256:base+"]), ["etc/", "etc/w/"]);
+        assert_eq!(names(&shared.extended["sha256:base++"]), ["etc/", "etc/w/", "etc/w/a.txt", "etc/w/b"]);
+        let published = &shared.published[0];
+        assert_eq!((published.base.digest.as_str(), published.key), ("sha256:base++", None));
+        // The layers have their own lines.
+        assert_eq!(published.history, ["ENV A=1", "CMD [\"x\"]"]);
+    }
+    let (built, log, events) = setup.build(text);
+    assert!(setup.machines.0.lock().unwrap().published[1].last_step.is_some());
+    assert_eq!((built.unwrap().cached, log.len()), (2, 2));
+    assert_eq!(events[1], "cached 2/2 COPY a.txt d ./");
+    fs::write(setup.directory.path().join("a.txt"), "changed").unwrap();
+    let (built, log, _) = setup.build(text);
+    assert_eq!((built.as_ref().unwrap().executed, built.unwrap().cached), (1, 1));
+    assert_eq!(log[..2], ["extend sha256:base by WORKDIR /etc/w", "extend sha256:base+ by COPY a.txt d ./"]);
+}
+
+#[test]
+fn copies_through_a_link_of_the_image_are_made_in_a_machine() {
+    let setup = Setup::new();
+    setup.machines.0.lock().unwrap().links.push("lib".into());
+    let text = "FROM base\nCOPY a.txt /x\nCOPY a.txt /lib/\nCOPY a.txt /y\n";
+    let (built, log, _) = setup.build(text);
+    assert_eq!(built.unwrap().executed, 3);
+    let expected = [
+        "extend sha256:base by COPY a.txt /x",
+        "start sha256:base+",
+        "extract /lib/a.txt 0:0",
+        "save",
+        "extract /y 0:0",
+        "save",
+        "publish the changes",
+    ];
+    assert_eq!(log, expected);
+    // What is known has the same layers below it.
+    assert_eq!(setup.build(text).1, ["extend sha256:base by COPY a.txt /x", "publish a known layer"]);
+    let published = setup.machines.0.lock().unwrap().published.clone();
+    assert_eq!(published[1].base.digest, "sha256:base+");
+    assert_eq!(published[0].history, published[1].history);
+    // A user by name is one of the machine's.
+    let (_, log, _) = setup.build("FROM base\nCOPY --chown=app a.txt /x\n");
+    assert_eq!(log[..2], ["start sha256:base", "extract /x 1000:100"]);
+}
+
+#[test]
+fn files_are_the_same_with_and_without_a_machine() {
+    let setup = Setup::new();
+    let left = |text: &str, first: &str| {
+        let (built, log, _) = setup.build(text);
+        built.unwrap();
+        assert!(log[0].starts_with(first), "{log:?}");
+        std::mem::take(&mut setup.machines.0.lock().unwrap().left)
+    };
+    let copies = "WORKDIR /w\nCOPY a.txt d ./\nCOPY --chown=5:6 d /opt/\nADD a.txt /etc/added\nCOPY <<F /f\nx\nF\n";
+    let host = left(&format!("FROM scratch\n{copies}RUN last\n"), "extend sha256:empty");
+    let machine = left(&format!("FROM scratch\nRUN last\n{copies}"), "start sha256:empty");
+    assert_eq!(host, machine);
+    assert!(host.iter().any(|line| line == "/opt/b=2"), "{host:?}");
+}
+
+#[test]
+fn a_machine_starts_from_large_copies() {
+    let setup = Setup::new();
+    let large = fs::File::create(setup.directory.path().join("large")).unwrap();
+    large.set_len(17 << 20).unwrap();
+    let text = "FROM base\nCOPY large /\nRUN one\nRUN two\n";
+    let (_, log, _) = setup.build(text);
+    assert_eq!(log[..3], ["extend sha256:base by COPY large /", "start sha256:base+", "run one as \"\" in /"]);
+    // The state after the first RUN is of a machine with the layer.
+    let (_, log, _) = setup.build(&text.replace("two", "three"));
+    assert_eq!(log, ["restore", "run three as \"\" in /", "save", "publish the changes"]);
+    // Without the layer, that above it is not known either.
+    setup.machines.0.lock().unwrap().step_layers.clear();
+    assert_eq!(setup.build(text).1[0], "restore");
+}
+
 #[test]
 fn changed_step_is_executed_with_those_after_it() {
     let setup = Setup::new();
@@ -214,8 +310,8 @@ fn add_extracts_archives_and_copy_does_not() {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut gzip, &tar).unwrap();
     fs::write(setup.directory.path().join("t.tgz"), gzip.finish().unwrap()).unwrap();
-    let (built, log, _) =
-        setup.build("FROM base\nADD t.tar a.txt /t/\nADD t.tgz /g\nCOPY t.tar /c\nCOPY <<E /doc\nhi $A\nE\n");
+    let (built, log, _) = setup
+        .build("FROM base\nRUN first\nADD t.tar a.txt /t/\nADD t.tgz /g\nCOPY t.tar /c\nCOPY <<E /doc\nhi $A\nE\n");
     built.unwrap();
     let extracted: Vec<_> = log.iter().filter(|line| line.starts_with("extract")).collect();
     let expected = [

@@ -3,7 +3,7 @@
 
 use super::{
     error::StepProblem,
-    machine::{Machine, Owner},
+    machine::{Disk, Owner},
 };
 
 /// Maximum size in bytes of a file that lists users or groups.
@@ -19,7 +19,7 @@ pub(crate) enum NoGroup {
 }
 
 /// Returns the numbers of `user`, `user:group` or empty text for root.
-pub(crate) async fn owner<M: Machine>(machine: &mut M, text: &str, no_group: NoGroup) -> Result<Owner, StepProblem> {
+pub(crate) async fn owner<D: Disk>(machine: &mut D, text: &str, no_group: NoGroup) -> Result<Owner, StepProblem> {
     if text.is_empty() {
         return Ok(Owner::default());
     }
@@ -61,7 +61,7 @@ pub(crate) async fn owner<M: Machine>(machine: &mut M, text: &str, no_group: NoG
     Ok(Owner { uid, gid })
 }
 
-async fn lines<M: Machine>(machine: &mut M, path: &str) -> Result<Vec<Vec<String>>, StepProblem> {
+async fn lines<D: Disk>(machine: &mut D, path: &str) -> Result<Vec<Vec<String>>, StepProblem> {
     let bytes = machine.read(path, MAX_FILE).await?.unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     Ok(text.lines().map(|line| line.split(':').map(str::to_owned).collect()).collect())

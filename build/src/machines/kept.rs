@@ -3,6 +3,7 @@
 //! visible was complete before.
 
 use crate::key::Key;
+use rustix::fs::{FlockOperation, flock};
 use sandboxvm_oci::Digest;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -10,7 +11,7 @@ use std::{
     io::{self, Read, Seek},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 /// Maximum size in bytes of the record of a layer.
@@ -20,9 +21,6 @@ const MAX_RECORD: u64 = 4096;
 const MAX_LAYERS: usize = 1000;
 /// Maximum size in bytes of the content of all cache mounts.
 const MAX_CACHES: u64 = 10 << 30;
-/// Age after which a file that is being written was left by a build that was killed.
-const ABANDONED: Duration = Duration::from_secs(24 * 3600);
-
 /// The directory with the files.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
@@ -43,6 +41,23 @@ pub(super) struct KeptLayer {
     /// When its image was made, in seconds since the Unix epoch: an image from a known layer has the
     /// same time, and so the same digest.
     pub(super) created: u64,
+    /// Number of layers below it that steps made without a machine.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) leading: usize,
+}
+
+/// Which layer a record is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Record {
+    /// Everything in which the disk of a state differs from the image that its machine started from.
+    State,
+    /// What one step changed that was executed without a machine.
+    Step,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl Kept {
@@ -50,7 +65,9 @@ impl Kept {
         for name in ["layers", "caches"] {
             DirBuilder::new().recursive(true).mode(0o700).create(root.join(name))?;
         }
-        Ok(Self { root, max_layers: MAX_LAYERS, max_caches: MAX_CACHES })
+        let kept = Self { root, max_layers: MAX_LAYERS, max_caches: MAX_CACHES };
+        kept.remove_abandoned();
+        Ok(kept)
     }
 
     /// Returns an empty file without a name, on the disk of the home.
@@ -58,15 +75,15 @@ impl Kept {
         tempfile::tempfile_in(&self.root)
     }
 
-    pub(super) fn layer(&self, key: Key) -> Option<KeptLayer> {
+    pub(super) fn layer(&self, record: Record, key: Key) -> Option<KeptLayer> {
         let mut bytes = Vec::new();
-        File::open(self.layer_path(key)).ok()?.take(MAX_RECORD).read_to_end(&mut bytes).ok()?;
+        File::open(self.layer_path(record, key)).ok()?.take(MAX_RECORD).read_to_end(&mut bytes).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
     /// Keeps the record of a layer. The oldest ones above the maximum are removed.
-    pub(super) fn keep_layer(&self, key: Key, layer: &KeptLayer) {
-        let path = self.layer_path(key);
+    pub(super) fn keep_layer(&self, record: Record, key: Key, layer: &KeptLayer) {
+        let path = self.layer_path(record, key);
         let write = |file: &mut File| serde_json::to_writer(file, layer).map_err(io::Error::from);
         if self.replace(&path, write).is_ok() {
             let others = by_age(&self.root.join("layers"), &path);
@@ -104,19 +121,28 @@ impl Kept {
 
     /// Writes a file that becomes visible, even after a crash of the host, only as a whole.
     fn replace(&self, path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-        for old in by_age(&self.root, path) {
-            if old.modified.elapsed().is_ok_and(|age| age > ABANDONED) {
-                old.remove();
-            }
-        }
+        self.remove_abandoned();
         let mut file = tempfile::NamedTempFile::new_in(&self.root)?;
+        // Until the end of this process. Another one that removes the file just before makes this one fail.
+        let _ = flock(file.as_file(), FlockOperation::NonBlockingLockExclusive);
         write(file.as_file_mut())?;
         file.as_file().sync_all()?;
         file.persist(path).map(drop).map_err(|error| error.error)
     }
 
-    fn layer_path(&self, key: Key) -> PathBuf {
-        self.root.join("layers").join(format!("{key}.json"))
+    /// Removes files that builds were writing which were killed: no process has their lock.
+    fn remove_abandoned(&self) {
+        for old in by_age(&self.root, Path::new("")) {
+            let lock = |file: File| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+            if File::open(&old.path).is_ok_and(lock) {
+                old.remove();
+            }
+        }
+    }
+
+    fn layer_path(&self, record: Record, key: Key) -> PathBuf {
+        let kind = if record == Record::Step { "step.json" } else { "json" };
+        self.root.join("layers").join(format!("{key}.{kind}"))
     }
 
     /// Returns a path that does not depend on what a Dockerfile may put into the ID.
@@ -156,17 +182,19 @@ fn by_age(directory: &Path, except: &Path) -> Vec<Old> {
 mod tests {
     use super::*;
     use crate::key::KeyBuilder;
-    use std::io::Write;
+    use std::{io::Write, time::Duration};
 
     #[test]
     fn layers_and_caches_are_found_again() {
         let home = tempfile::tempdir().unwrap();
         let kept = Kept::open(home.path().join("build")).unwrap();
         let key = KeyBuilder::new("test").finish();
-        assert_eq!(kept.layer(key), None);
-        let layer = KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into(), created: 9 };
-        kept.keep_layer(key, &layer);
-        assert_eq!(kept.layer(key), Some(layer));
+        assert_eq!(kept.layer(Record::State, key), None);
+        let layer =
+            KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into(), created: 9, leading: 0 };
+        kept.keep_layer(Record::State, key, &layer);
+        assert_eq!(kept.layer(Record::State, key), Some(layer));
+        assert_eq!(kept.layer(Record::Step, key), None);
         let mut archive = kept.scratch().unwrap();
         archive.write_all(b"content").unwrap();
         assert!(kept.keep_cache("../../x", archive));
@@ -204,18 +232,18 @@ mod tests {
         let kept = Kept { max_layers: 2, ..Kept::open(home.path().join("build")).unwrap() };
         let left = home.path().join("build/.tmpleft");
         let writing = home.path().join("build/.tmpnew");
-        for (path, age) in [(&left, 2), (&writing, 0)] {
-            let made = SystemTime::now() - ABANDONED * age;
-            File::create(path).unwrap().set_modified(made).unwrap();
-        }
-        let layer = KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into(), created: 9 };
+        File::create(&left).unwrap();
+        let writer = File::create(&writing).unwrap();
+        flock(&writer, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let layer =
+            KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into(), created: 9, leading: 0 };
         let keys = ["a", "b", "c"].map(|name| KeyBuilder::new(name).finish());
         for (key, age) in keys.iter().zip([30, 20, 10]) {
-            kept.keep_layer(*key, &layer);
+            kept.keep_layer(Record::State, *key, &layer);
             let made = SystemTime::now() - Duration::from_secs(age);
-            File::open(kept.layer_path(*key)).unwrap().set_modified(made).unwrap();
+            File::open(kept.layer_path(Record::State, *key)).unwrap().set_modified(made).unwrap();
         }
-        assert_eq!(keys.map(|key| kept.layer(key).is_some()), [false, true, true]);
+        assert_eq!(keys.map(|key| kept.layer(Record::State, key).is_some()), [false, true, true]);
         assert_eq!((left.exists(), writing.exists()), (false, true));
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{MachineOptions, end_processes};
 use crate::{
-    engine::{Done, Found, Machine, MachineError, Owner, Process, Stream},
+    engine::{Disk, Done, Found, Machine, MachineError, Owner, Process, Stream},
     key::Key,
 };
 use sandboxvm_manager::{
@@ -110,39 +110,7 @@ async fn send(mut sink: FileSink<'_>, archive: &mut (dyn Read + Send)) -> Done<(
     sink.finish().await.map(drop).map_err(MachineError::new)
 }
 
-impl Machine for SandboxMachine {
-    async fn run(&mut self, process: &Process, output: &mut (dyn FnMut(Stream, &[u8]) + Send)) -> Done<u8> {
-        if process.no_network && self.options.network.is_some() {
-            return Err(MachineError::new("RUN --network=none is not supported in a build with a network"));
-        }
-        let spec = spec(process).build().map_err(MachineError::new)?;
-        let mut exec = self.sandbox().exec(spec).await.map_err(MachineError::new)?;
-        loop {
-            match exec.output.next().await.map_err(MachineError::new)? {
-                Some(Output::Stdout(bytes)) => output(Stream::Stdout, &bytes),
-                Some(Output::Stderr(bytes)) => output(Stream::Stderr, &bytes),
-                Some(Output::Exited(status)) => return Ok(ExitStatus::shell_code(status)),
-                Some(Output::Dropped(_)) => {}
-                Some(Output::RunsOn) | None => return Err(MachineError::new("the process did not end")),
-            }
-        }
-    }
-
-    async fn end_processes(&mut self) -> Done<()> {
-        let files = self.sandbox().files();
-        let mut sink = files.write(path(end_processes::PATH)?, Some(0o700), true).await.map_err(MachineError::new)?;
-        sink.write(&end_processes::program()).await.map_err(MachineError::new)?;
-        sink.finish().await.map_err(MachineError::new)?;
-        let process = Process {
-            command: vec![end_processes::PATH.to_owned()],
-            env: Vec::new(),
-            user: String::new(),
-            workdir: "/".into(),
-            no_network: false,
-        };
-        self.run(&process, &mut |_, _| ()).await.map(drop)
-    }
-
+impl Disk for SandboxMachine {
     async fn find(&mut self, at: &str) -> Done<Option<Found>> {
         let entry = unless_missing(self.sandbox().files().stat(path(at)?, true).await)?;
         Ok(entry.map(|entry| if entry.kind == FileKind::Directory { Found::Directory } else { Found::File }))
@@ -182,18 +150,52 @@ impl Machine for SandboxMachine {
         Ok(())
     }
 
+    async fn extract_to_disk(&mut self, mut archive: File) -> Done<()> {
+        match self.sandbox().files().extract_below_mounts().await {
+            Ok(sink) => send(sink, &mut archive).await,
+            // A template of an earlier version has an agent that cannot.
+            Err(FileError::Sandbox(error)) if error.is_of_old_agent() => self.extract(&mut archive).await,
+            Err(error) => Err(MachineError::new(error)),
+        }
+    }
+}
+
+impl Machine for SandboxMachine {
+    async fn run(&mut self, process: &Process, output: &mut (dyn FnMut(Stream, &[u8]) + Send)) -> Done<u8> {
+        if process.no_network && self.options.network.is_some() {
+            return Err(MachineError::new("RUN --network=none is not supported in a build with a network"));
+        }
+        let spec = spec(process).build().map_err(MachineError::new)?;
+        let mut exec = self.sandbox().exec(spec).await.map_err(MachineError::new)?;
+        loop {
+            match exec.output.next().await.map_err(MachineError::new)? {
+                Some(Output::Stdout(bytes)) => output(Stream::Stdout, &bytes),
+                Some(Output::Stderr(bytes)) => output(Stream::Stderr, &bytes),
+                Some(Output::Exited(status)) => return Ok(ExitStatus::shell_code(status)),
+                Some(Output::Dropped(_)) => {}
+                Some(Output::RunsOn) | None => return Err(MachineError::new("the process did not end")),
+            }
+        }
+    }
+
+    async fn end_processes(&mut self) -> Done<()> {
+        let files = self.sandbox().files();
+        let mut sink = files.write(path(end_processes::PATH)?, Some(0o700), true).await.map_err(MachineError::new)?;
+        sink.write(&end_processes::program()).await.map_err(MachineError::new)?;
+        sink.finish().await.map_err(MachineError::new)?;
+        let process = Process {
+            command: vec![end_processes::PATH.to_owned()],
+            env: Vec::new(),
+            user: String::new(),
+            workdir: "/".into(),
+            no_network: false,
+        };
+        self.run(&process, &mut |_, _| ()).await.map(drop)
+    }
+
     async fn extract(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
         let sink = self.sandbox().files().extract(path("/")?, false, true).await.map_err(MachineError::new)?;
         send(sink, archive).await
-    }
-
-    async fn extract_to_disk(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
-        match self.sandbox().files().extract_below_mounts().await {
-            Ok(sink) => send(sink, archive).await,
-            // A template of an earlier version has an agent that cannot.
-            Err(FileError::Sandbox(error)) if error.is_of_old_agent() => self.extract(archive).await,
-            Err(error) => Err(MachineError::new(error)),
-        }
     }
 
     async fn archive(&mut self, at: &str, output: &mut File) -> Done<bool> {

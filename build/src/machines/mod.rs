@@ -4,6 +4,7 @@
 //! base image ── bootable ──> sandbox ── exec, files ──> disk changes ──> layer ──> image
 //!                              │ snapshot build-<key>  <── restore, a later build
 //! build/layers/<key>.json    the layer of a state, so that a cached build starts no sandbox
+//! build/layers/<key>.step.json   the layer of one step that was executed without a sandbox
 //! build/caches/<hash>.tar    the content of cache mounts
 //! ```
 //! Each machine is a sandbox that ends with the process of the build. The network is the caller's
@@ -17,16 +18,16 @@ mod machine;
 pub use machine::SandboxMachine;
 
 use crate::{
-    engine::{BaseImage, Done, MachineError, Machines, NewImage},
+    engine::{BaseImage, Done, MachineError, Machines, NewImage, StepLayer},
     key::{Key, KeyBuilder},
 };
-use kept::{Kept, KeptLayer};
+use kept::{Kept, KeptLayer, Record};
 use sandboxvm_manager::{
     Bundle, CommitSpec, DiskSize, ImageStore, Manager, MemorySize, NetworkSpec, SandboxName, SandboxSpec, StartFrom,
     SupervisionSpec, SupervisorProgram, VcpuCount, WantedLimits,
 };
 use sandboxvm_oci::{
-    Addition, Composition,
+    Addition, Composition, Images,
     config::ImageConfig,
     manifest::{Compression, Layer},
 };
@@ -161,6 +162,10 @@ impl SandboxMachines {
         Ok(Self { manager, bundle, images, kept, options: Arc::new(options) })
     }
 
+    fn is_stored(&self, layer: &KeptLayer) -> bool {
+        layer.digest.parse().is_ok_and(|digest| self.images.images().store().open_blob(digest).is_ok())
+    }
+
     async fn launch(&self, bundle: &Bundle, spec: SandboxSpec) -> Done<SandboxMachine> {
         let spec = SandboxSpec {
             vcpus: self.options.vcpus,
@@ -180,6 +185,45 @@ impl SandboxMachines {
         }
         Ok(SandboxMachine::new(started, self.manager.clone(), self.options.clone()))
     }
+}
+
+/// Returns the time in seconds since the Unix epoch.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// Returns a kept layer as a part of a new image.
+fn stored<R>(kept: &KeptLayer, created_by: String) -> Option<Addition<R>> {
+    let layer = Layer { digest: kept.digest.parse().ok()?, size: kept.size, compression: Compression::Gzip };
+    Some(Addition::Stored { layer, diff_id: kept.diff_id.parse().ok()?, created_by })
+}
+
+/// Stores an image with the layers of steps above another one. Blocks the thread.
+fn extend(images: &Images, kept: &Kept, base: BaseImage, layers: Vec<StepLayer>) -> Done<BaseImage> {
+    // The time is always the same, and so is the image of the same layers.
+    let created = CommitSpec { created: Some(0), ..CommitSpec::default() }.created_text();
+    let composition = Composition { base: Some(&base.digest), config: base.config.clone(), created, tag: None };
+    let keys: Vec<_> = layers.iter().map(|layer| (layer.key, layer.archive.is_some())).collect();
+    let additions = layers.into_iter().map(|StepLayer { key, created_by, archive }| match archive {
+        Some(archive) => Ok(Addition::Layer { archive, created_by }),
+        None => {
+            let known = kept.layer(Record::Step, key).and_then(|kept| stored(&kept, created_by));
+            known.ok_or_else(|| MachineError::new("the layer of a step is gone"))
+        }
+    });
+    let additions = additions.collect::<Done<Vec<_>>>()?;
+    let digest = images.compose(&composition, additions).map_err(MachineError::new)?;
+    let details = images.inspect(&digest.to_string()).map_err(MachineError::new)?;
+    let new = details.layers.len().saturating_sub(keys.len());
+    let made = details.layers[new..].iter().zip(&details.configuration.diff_ids[new..]);
+    for ((key, is_new), (layer, diff_id)) in keys.into_iter().zip(made) {
+        if is_new {
+            let (digest, diff_id) = (layer.digest.to_string(), diff_id.to_string());
+            let layer = KeptLayer { digest, size: layer.size, diff_id, created: now(), leading: 0 };
+            kept.keep_layer(Record::Step, key, &layer);
+        }
+    }
+    Ok(BaseImage { digest: digest.to_string(), config: base.config })
 }
 
 impl Machines for SandboxMachines {
@@ -229,16 +273,43 @@ impl Machines for SandboxMachines {
         self.launch(&self.bundle, SandboxSpec { start_from, ..SandboxSpec::default() }).await
     }
 
-    fn has_layer(&self, key: Key) -> bool {
-        let layer = self.kept.layer(key).and_then(|kept| kept.digest.parse().ok());
-        layer.is_some_and(|digest| self.images.images().store().open_blob(digest).is_ok())
+    fn known_layer(&self, key: Key) -> Option<usize> {
+        let kept = self.kept.layer(Record::State, key)?;
+        self.is_stored(&kept).then_some(kept.leading)
+    }
+
+    fn has_step_layer(&self, key: Key) -> bool {
+        self.kept.layer(Record::Step, key).is_some_and(|kept| self.is_stored(&kept))
+    }
+
+    fn leading(&self, machine: &SandboxMachine, base: &BaseImage) -> Done<usize> {
+        let layers = |image: &str| self.images.images().inspect(image).map(|details| details.layers.len());
+        match machine.sandbox().image_digest() {
+            Some(image) if image != base.digest => {
+                let layers =
+                    (layers(image).map_err(MachineError::new)?, layers(&base.digest).map_err(MachineError::new)?);
+                Ok(layers.0.saturating_sub(layers.1))
+            }
+            _ => Ok(0),
+        }
+    }
+
+    async fn names(&self, image: &BaseImage, output: File) -> Done<()> {
+        self.images.list_names(&image.digest, output).await.map_err(MachineError::new)
+    }
+
+    async fn extend(&self, base: &BaseImage, layers: Vec<StepLayer>) -> Done<BaseImage> {
+        let (images, kept, base) = (self.images.images().clone(), self.kept.clone(), base.clone());
+        let extending = tokio::task::spawn_blocking(move || extend(&images, &kept, base, layers));
+        extending.await.map_err(MachineError::new)?
     }
 
     async fn publish(&self, image: &NewImage, machine: Option<&mut SandboxMachine>) -> Done<String> {
         let images = self.images.images();
-        let known = image.key.and_then(|key| self.kept.layer(key)).filter(|_| machine.is_none());
-        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        let created = image.created.or(known.as_ref().map(|known| known.created)).unwrap_or_else(now);
+        let known = image.key.and_then(|key| self.kept.layer(Record::State, key)).filter(|_| machine.is_none());
+        let last_step = image.last_step.and_then(|key| self.kept.layer(Record::Step, key));
+        let kept = known.as_ref().or(last_step.as_ref()).map(|kept| kept.created);
+        let created = image.created.or(kept).unwrap_or_else(now);
         let spec = CommitSpec {
             tag: image.tag.clone(),
             config: Some(image.config.clone()),
@@ -248,6 +319,7 @@ impl Machines for SandboxMachines {
             max_bytes: self.options.max_layer,
         };
         if let Some(machine) = machine {
+            let leading = self.leading(machine, &image.base)?;
             let digest = self.images.commit(machine.sandbox(), &spec).await.map_err(MachineError::new)?;
             let details = images.inspect(&digest.to_string()).map_err(MachineError::new)?;
             if let (Some(key), Some(layer), Some(diff_id)) =
@@ -258,8 +330,9 @@ impl Machines for SandboxMachines {
                     size: layer.size,
                     diff_id: diff_id.to_string(),
                     created,
+                    leading,
                 };
-                self.kept.keep_layer(key, &kept);
+                self.kept.keep_layer(Record::State, key, &kept);
             }
             return Ok(digest.to_string());
         }
@@ -274,12 +347,7 @@ impl Machines for SandboxMachines {
         let layer = match image.key {
             None => None,
             Some(_) => {
-                let kept = known.and_then(|kept| {
-                    let layer =
-                        Layer { digest: kept.digest.parse().ok()?, size: kept.size, compression: Compression::Gzip };
-                    let (diff_id, created_by) = (kept.diff_id.parse().ok()?, spec.created_by);
-                    Some(Addition::<io::Empty>::Stored { layer, diff_id, created_by })
-                });
+                let kept = known.and_then(|kept| stored::<io::Empty>(&kept, spec.created_by));
                 Some(kept.ok_or_else(|| MachineError::new("the layer of the last build is gone"))?)
             }
         };

@@ -3,14 +3,20 @@
 use crate::{
     environment,
     failure::Failure,
-    options::{permitted::PermittedOptions, supervision, values::name},
+    images::RegistryOptions,
+    options::{
+        image::{self, Pull},
+        permitted::PermittedOptions,
+        supervision,
+        values::name,
+    },
     process_io::signals::Signals,
     runtime,
 };
 use clap::Args;
 use sandboxvm_manager::{SandboxName, SnapshotError};
 use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};
-use std::{fmt::Write, net::SocketAddr};
+use std::{collections::BTreeMap, fmt::Write, net::SocketAddr};
 
 /// Length of a generated token in bytes.
 const TOKEN: usize = 32;
@@ -37,6 +43,9 @@ pub(crate) struct Mcp {
     /// Let agents create sandboxes from this snapshot
     #[arg(long, help_heading = "Scope", value_name = "SNAPSHOT", value_parser = name)]
     template: Vec<SandboxName>,
+    /// Let agents create sandboxes from this container image, which is pulled if the home does not have it
+    #[arg(long, help_heading = "Scope", value_name = "IMAGE")]
+    image: Vec<String>,
     #[command(flatten)]
     network: PermittedOptions,
     /// Maximum number of sandboxes that agents have at a time
@@ -49,9 +58,17 @@ pub(crate) struct Mcp {
 
 impl Mcp {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let settings = self.settings()?;
+        let mut settings = self.settings()?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
+            let registry = RegistryOptions::default();
+            for name in &self.image {
+                let image = tokio::select! {
+                    image = image::bootable(&registry, Pull::Missing, name) => image?,
+                    _ = signals.next() => return Ok(signals.exit_code()),
+                };
+                settings.images.insert(name.clone(), image);
+            }
             let mut is_signalled = false;
             let until = async {
                 signals.next().await;
@@ -90,6 +107,7 @@ impl Mcp {
             bundle: environment::bundle(None, None),
             supervisor: supervision::program()?,
             sandboxes,
+            images: BTreeMap::new(),
             templates: self.template.clone(),
             max_sandboxes: self.max_sandboxes,
             network,

@@ -211,6 +211,7 @@ fn of_images(error: &(dyn Error + 'static)) -> Option<String> {
         sandboxvm_oci::Error::NotFound(_) => {
             fixed("`sandboxvm image pull` fetches an image, and `sandboxvm image ls` lists those of the home")
         }
+        sandboxvm_oci::Error::AmbiguousId(_) => fixed("give more characters of the ID"),
         sandboxvm_oci::Error::Registry(RegistryError::Denied { host, .. }) => {
             Some(format!("`sandboxvm image login {host}` keeps credentials for it"))
         }

@@ -29,6 +29,13 @@ pub(crate) struct Opened {
     pub(crate) settings: Settings,
 }
 
+impl Opened {
+    /// Returns what names an image of the home: its digest for the beginning of its ID, and otherwise the text.
+    pub(crate) fn named(&self, text: &str) -> Result<String, Failure> {
+        Ok(self.store.images().by_short_id(text)?.map_or_else(|| text.to_owned(), |digest| digest.to_string()))
+    }
+}
+
 /// Opens the images of the home. The options are for the registry of
 /// `reference`.
 pub(crate) fn open(options: &RegistryOptions, reference: Option<&str>) -> Result<Opened, Failure> {

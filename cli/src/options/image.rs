@@ -19,8 +19,8 @@ use std::{
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Image")]
 pub(crate) struct ImageOptions {
-    /// Image to boot: a reference such as debian:12, or the path of an EROFS file, which starts with / or ./
-    /// [default: the bundle's]
+    /// Image to boot: a reference such as debian:12, the beginning of the ID of an image of the home, or the path of
+    /// an EROFS file, which starts with / or ./ [default: the bundle's]
     #[arg(long)]
     image: Option<ImageName>,
     /// When to ask the registry for the image
@@ -72,30 +72,32 @@ impl ImageOptions {
             None => Ok(Some(Image::default())),
             Some(ImageName::File(path)) => Ok(Some(Image { file: Some(path.clone()), ..Image::default() })),
             Some(ImageName::Reference(reference)) => tokio::select! {
-                image = self.bootable(reference) => Ok(Some(Image::from(image?))),
+                image = bootable(&self.registry, self.pull, reference) => Ok(Some(Image::from(image?))),
                 _ = signals.next() => Ok(None),
             },
         }
     }
+}
 
-    async fn bootable(&self, text: &str) -> Result<BootableImage, Failure> {
-        let opened = images::open(&self.registry, Some(text))?;
-        let reference = opened.settings.reference(text)?;
-        // The digest of a manifest names an image of the home, and no registry.
-        let is_digest = text.parse::<Digest>().is_ok();
-        let is_here = || opened.store.images().inspect(text).is_ok();
-        if is_digest || self.pull == Pull::Never || self.pull == Pull::Missing && is_here() {
-            return opened.bootable(text).await;
-        }
-        let pulled = opened.pull(&reference).await.map_err(|failure| match Path::new(text).is_file() {
-            true => failure.hinted(format!("to boot the file, give its path as ./{text}")),
-            false => failure,
-        })?;
-        // Another command may have given the reference to another image meanwhile.
-        let mut image = opened.bootable(&pulled.manifest.to_string()).await?;
-        text.clone_into(&mut image.defaults.reference);
-        Ok(image)
+/// Returns an image of the home with its disk, and pulls it if need be.
+pub(crate) async fn bootable(registry: &RegistryOptions, pull: Pull, text: &str) -> Result<BootableImage, Failure> {
+    let opened = images::open(registry, Some(text))?;
+    let reference = opened.settings.reference(text)?;
+    // The digest of a manifest names an image of the home, and no registry.
+    let named = opened.named(text)?;
+    let is_digest = named.parse::<Digest>().is_ok();
+    let is_here = || opened.store.images().inspect(text).is_ok();
+    if is_digest || pull == Pull::Never || pull == Pull::Missing && is_here() {
+        return opened.bootable(&named).await;
     }
+    let pulled = opened.pull(&reference).await.map_err(|failure| match Path::new(text).is_file() {
+        true => failure.hinted(format!("to boot the file, give its path as ./{text}")),
+        false => failure,
+    })?;
+    // Another command may have given the reference to another image meanwhile.
+    let mut image = opened.bootable(&pulled.manifest.to_string()).await?;
+    text.clone_into(&mut image.defaults.reference);
+    Ok(image)
 }
 
 /// What `--image` names, ready to boot. The default is the bundle's image, which says nothing of processes.

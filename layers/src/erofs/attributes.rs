@@ -7,6 +7,10 @@ const HEADER: usize = 12;
 /// Maximum size in bytes that an inode can state, in units of four bytes after the header.
 const MAX: u32 = 240 << 10;
 
+/// Indices of the prefixes `user.` and `security.`.
+const USER: u8 = 1;
+const SECURITY: u8 = 6;
+
 /// Why attributes are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AttributeError {
@@ -25,8 +29,6 @@ pub enum AttributeError {
 /// capabilities of programs. Others belong to the host on which a layer was written. Those of overlay
 /// file systems would even be obeyed, by one that has the image as its lower layer.
 fn kept(name: &[u8]) -> Option<(u8, &[u8])> {
-    const USER: u8 = 1;
-    const SECURITY: u8 = 6;
     if name == b"security.capability" {
         return Some((SECURITY, b"capability"));
     }
@@ -67,6 +69,20 @@ pub(crate) fn encode(attributes: &[(Vec<u8>, Vec<u8>)], max: u32) -> Result<Enco
     Ok((Some(bytes.into()), dropped))
 }
 
+/// Returns the names and values of attributes that [`encode`] encoded.
+pub(crate) fn decode(mut encoded: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut attributes = Vec::new();
+    encoded = encoded.get(HEADER..).unwrap_or_default();
+    while let [len, index, low, high, rest @ ..] = encoded {
+        let (name, value) = (usize::from(*len), usize::from(u16::from_le_bytes([*low, *high])));
+        let (Some(name), Some(value)) = (rest.get(..name), rest.get(name..name + value)) else { break };
+        let prefix = if *index == SECURITY { &b"security."[..] } else { b"user." };
+        attributes.push(([prefix, name].concat(), value.to_vec()));
+        encoded = rest.get((4 + name.len() + value.len()).next_multiple_of(4) - 4..).unwrap_or_default();
+    }
+    attributes
+}
+
 /// Returns the size of encoded attributes as an inode states it.
 pub(super) fn count(encoded: Option<&[u8]>) -> u16 {
     encoded.map_or(0, |bytes| u16::try_from(1 + bytes.len().saturating_sub(HEADER) / 4).unwrap_or(u16::MAX))
@@ -90,6 +106,8 @@ mod tests {
         let kept = kept.unwrap();
         assert_eq!((kept.len(), dropped, count(Some(&kept))), (12 + 8 + 16, 0, 7));
         assert_eq!(kept[12..20], *b"\x01\x01\x02\0a23\0");
+        let pair = |name: &str, value: &[u8]| (name.as_bytes().to_vec(), value.to_vec());
+        assert_eq!(decode(&kept), [pair("user.a", b"23"), pair("security.capability", b"x")]);
     }
 
     #[test]

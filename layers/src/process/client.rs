@@ -2,7 +2,7 @@
 
 use super::{
     packets::{self, PacketError},
-    wire::{Event, Failure, LayerSource, Request},
+    wire::{Event, Failure, LayerSource, Product, Request},
 };
 use crate::{
     limits::{Limits, MAX_LAYERS},
@@ -61,8 +61,7 @@ impl Unpacker {
         Self { program }
     }
 
-    /// Starts a process that reads layers, the lowest one first, and writes an image to an empty file, as
-    /// [`unpack`](crate::unpack) does.
+    /// Starts a process that reads layers, the lowest one first, and writes the product to an empty file.
     /// Descriptors of layers should be open for reading only, because the process may be taken over.
     ///
     /// The kernel kills the process when the thread that calls this ends.
@@ -71,6 +70,7 @@ impl Unpacker {
     /// When the process cannot be started, or does not receive its request.
     pub fn start(
         &self,
+        product: Product,
         layers: &[(LayerSource, BorrowedFd<'_>)],
         directories: &[Vec<u8>],
         image: BorrowedFd<'_>,
@@ -89,6 +89,7 @@ impl Unpacker {
         drop(command);
         let unpacking = Unpacking { child, socket: ours };
         let request = Request {
+            product,
             layers: layers.iter().map(|(layer, _)| *layer).collect(),
             directories: directories.to_vec(),
             limits: limits.clone(),
@@ -98,7 +99,7 @@ impl Unpacker {
         Ok(unpacking)
     }
 
-    /// Reads layers as [`Self::start`] does, and waits for the image.
+    /// Reads layers as [`Self::start`] does, and waits for their image.
     ///
     /// # Errors
     /// Every [`ProcessError`].
@@ -110,7 +111,7 @@ impl Unpacker {
         limits: &Limits,
         mut progress: impl FnMut(Progress),
     ) -> Result<Summary, ProcessError> {
-        let mut unpacking = self.start(layers, directories, image, limits)?;
+        let mut unpacking = self.start(Product::Image, layers, directories, image, limits)?;
         loop {
             match unpacking.next_event()? {
                 Event::Confined(_) => {}

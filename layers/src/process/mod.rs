@@ -15,4 +15,4 @@ pub mod serving;
 mod wire;
 
 pub use client::{ProcessError, Unpacker, Unpacking};
-pub use wire::{Event, Failure, FailureKind, LayerSource};
+pub use wire::{Event, Failure, FailureKind, LayerSource, Product};

@@ -3,9 +3,9 @@
 use super::{
     confinement::confine,
     packets::{self, PacketError},
-    wire::{Event, Failure, FailureKind, Request},
+    wire::{Event, Failure, FailureKind, Product, Request},
 };
-use crate::unpack::{Layer, unpack};
+use crate::unpack::{Layer, list, unpack};
 use rustix::fs::fstat;
 use std::{fs::File, io, os::fd::OwnedFd};
 
@@ -58,11 +58,15 @@ pub fn serve(caller: &OwnedFd) -> Result<(), ServeError> {
         format: layer.format,
         diff_id: layer.diff_id,
     });
-    let unpacked = unpack(layers, &request.directories, image, &request.limits, |progress| {
+    let progress = |progress| {
         // A caller that ended kills this process.
         let _ = packets::write(caller, &Event::Progress(progress));
-    });
-    let event = match unpacked {
+    };
+    let made = match request.product {
+        Product::Image => unpack(layers, &request.directories, image, &request.limits, progress),
+        Product::List => list(layers, &request.directories, image, &request.limits, progress),
+    };
+    let event = match made {
         Ok(summary) => Event::Finished(summary),
         Err(error) => Event::Failed(Failure::from(&error)),
     };

@@ -10,7 +10,7 @@ use sandboxvm_protocol::frame::{Message, Wire};
 use serde::{Deserialize, Serialize};
 
 /// The wire. Both ends are of one build, so it has one version.
-pub(super) const WIRE: Wire = Wire { magic: *b"SL", version: 1, oldest: 1 };
+pub(super) const WIRE: Wire = Wire { magic: *b"SL", version: 2, oldest: 2 };
 
 /// Maximum size of a message in bytes: the digests of all layers and what belongs to them.
 pub(super) const MAX_MESSAGE: usize = 32 * 1024;
@@ -27,10 +27,20 @@ pub struct LayerSource {
     pub diff_id: Option<DiffId>,
 }
 
+/// What the process writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Product {
+    /// The image, as [`unpack`](crate::unpack) does.
+    Image,
+    /// The names in the image, as [`list`](crate::list) does.
+    List,
+}
+
 /// The only request. Its descriptors are those of the layers, the lowest one first, and then that of the
-/// image, an empty file.
+/// product, an empty file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Request {
+    pub(super) product: Product,
     pub(super) layers: Vec<LayerSource>,
     /// Directories that are made where no layer has them.
     pub(super) directories: Vec<Vec<u8>>,

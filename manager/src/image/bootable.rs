@@ -1,5 +1,5 @@
-//! Makes the disk of an image. The layer process writes it to an unfinished file of the store, which
-//! gives it its name when it is complete and on disk.
+//! Makes the disk of an image, and lists its names. The layer process writes a disk to an unfinished file of
+//! the store, which gives it its name when it is complete and on disk.
 
 use super::{
     error::{ImageError, UnpackFailure},
@@ -9,13 +9,13 @@ use crate::{home::content, image_defaults::ImageDefaults};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandboxvm_layers::{
     Format, Limits,
-    process::{Event, LayerSource, Unpacker},
+    process::{Event, LayerSource, Product, Unpacker},
 };
 use sandboxvm_oci::{
     Digest, ImageDetails,
     config::ImageConfig,
     manifest::Compression,
-    store::{Hold, Store},
+    store::{Hold, Store, StoreError},
 };
 use std::{
     fs::{File, OpenOptions},
@@ -80,18 +80,32 @@ impl ImageStore {
     ) -> Result<BootableImage, ImageError> {
         let unpacker = self.unpacker()?;
         let (this, image) = (self.clone(), image.to_owned());
-        let cancelled = Arc::new(AtomicBool::new(false));
-        let _cancel = CancelOnDrop(cancelled.clone());
-        // The kernel ends the layer process together with the thread that started it, and threads of the
-        // runtime may end when they are idle. This one waits for its result.
-        let (sender, result) = tokio::sync::oneshot::channel();
-        let thread = std::thread::Builder::new().name("image".to_owned());
-        let spawned = thread.spawn(move || {
-            // If the caller was cancelled, no task waits for this.
-            let _ = sender.send(this.make(&image, &unpacker, &cancelled, progress));
-        });
-        spawned.map_err(ImageError::Thread)?;
-        result.await.map_err(|error| ImageError::Thread(io::Error::other(error)))?
+        on_a_thread(move |cancelled| this.make(&image, &unpacker, cancelled, progress)).await
+    }
+
+    /// Like [`Self::bootable`], without progress. Blocks the thread.
+    ///
+    /// # Errors
+    /// As [`Self::bootable`].
+    pub fn bootable_now(&self, image: &str) -> Result<BootableImage, ImageError> {
+        self.make(image, &self.unpacker()?, &AtomicBool::new(false), |_| ())
+    }
+
+    /// Writes the names of an image of the home to an empty file: a tar archive of directories and symbolic
+    /// links with their metadata, and of other files without content. The archive is hostile. Cancel safe: the
+    /// layer process ends within 100 ms.
+    ///
+    /// # Errors
+    /// When the home does not have the image, when a layer is invalid, or when the file cannot be written.
+    pub async fn list_names(&self, image: &str, list: File) -> Result<(), ImageError> {
+        let unpacker = self.unpacker()?;
+        let (this, image) = (self.clone(), image.to_owned());
+        on_a_thread(move |cancelled| {
+            let (details, store) = (this.images.inspect(&image)?, this.images.store());
+            let read = read(store, &details, Product::List, &unpacker, &list, cancelled, |_| ());
+            read.map_err(|source| StoreError::Disk { manifest: details.manifest, source: source.into() }.into())
+        })
+        .await
     }
 
     fn make(
@@ -112,6 +126,24 @@ impl ImageStore {
     }
 }
 
+/// Runs work that starts a layer process, and tells it when the caller was cancelled.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce(&AtomicBool) -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let _cancel = CancelOnDrop(cancelled.clone());
+    // The kernel ends the layer process together with the thread that started it, and threads of the
+    // runtime may end when they are idle. This one waits for its result.
+    let (sender, result) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("image".to_owned());
+    let spawned = thread.spawn(move || {
+        // If the caller was cancelled, no task waits for this.
+        let _ = sender.send(work(&cancelled));
+    });
+    spawned.map_err(ImageError::Thread)?;
+    result.await.map_err(|error| ImageError::Thread(io::Error::other(error)))?
+}
+
 struct CancelOnDrop(Arc<AtomicBool>);
 
 impl Drop for CancelOnDrop {
@@ -126,6 +158,32 @@ fn write(
     image: &ImageDetails,
     unpacker: &Unpacker,
     path: &Path,
+    cancelled: &AtomicBool,
+    progress: impl FnMut(UnpackProgress),
+) -> Result<(), UnpackFailure> {
+    let disk = OpenOptions::new().read(true).write(true).open(path)?;
+    read(store, image, Product::Image, unpacker, &disk, cancelled, progress)?;
+    Ok(disk.sync_all()?)
+}
+
+/// Returns the working directory and the volumes of an image, which are made where no layer has them.
+fn directories(config: &ImageConfig) -> Result<Vec<Vec<u8>>, UnpackFailure> {
+    let paths = [&config.working_dir].into_iter().chain(&config.volumes).filter(|path| !path.is_empty());
+    let directories: Vec<Vec<u8>> = paths.map(|path| path.clone().into_bytes()).collect();
+    // A volume that is left out would be a part of the image without a word.
+    if directories.iter().map(|path| path.len() + 8).sum::<usize>() > MAX_DIRECTORIES {
+        return Err(UnpackFailure::Directories(MAX_DIRECTORIES >> 10));
+    }
+    Ok(directories)
+}
+
+/// Lets the layer process read the layers of an image, and write its product to an empty file.
+fn read(
+    store: &Store,
+    image: &ImageDetails,
+    product: Product,
+    unpacker: &Unpacker,
+    target: &File,
     cancelled: &AtomicBool,
     mut progress: impl FnMut(UnpackProgress),
 ) -> Result<(), UnpackFailure> {
@@ -145,17 +203,8 @@ fn write(
             (LayerSource { format: Some(format), diff_id: Some(diff_id.bytes()) }, file.as_fd())
         })
         .collect();
-    let target = OpenOptions::new().read(true).write(true).open(path)?;
-    let config = &image.configuration.image;
-    let directories = [&config.working_dir].into_iter().chain(&config.volumes).filter(|path| !path.is_empty());
-    // An image that names too many gets the first ones: a missing volume is a missing directory.
-    let mut left = MAX_DIRECTORIES;
-    let fits = |path: &&String| {
-        left = left.saturating_sub(path.len() + 8);
-        left > 0
-    };
-    let directories: Vec<Vec<u8>> = directories.take_while(fits).map(|path| path.clone().into_bytes()).collect();
-    let mut unpacking = unpacker.start(&layers, &directories, target.as_fd(), &Limits::default())?;
+    let directories = directories(&image.configuration.image)?;
+    let mut unpacking = unpacker.start(product, &layers, &directories, target.as_fd(), &Limits::default())?;
     let sizes: Vec<u64> = image.layers.iter().map(|layer| layer.size).collect();
     let total = sizes.iter().fold(0_u64, |sum, size| sum.saturating_add(*size));
     let mut heard = Instant::now();
@@ -182,7 +231,7 @@ fn write(
                 let before = sizes.iter().take(made.layer.into()).fold(0_u64, |sum, size| sum.saturating_add(*size));
                 progress(UnpackProgress { read: before.saturating_add(made.read).min(total), total });
             }
-            Event::Finished(_) => return Ok(target.sync_all()?),
+            Event::Finished(_) => return Ok(()),
             Event::Failed(failure) => return Err(sandboxvm_layers::process::ProcessError::from(failure).into()),
         }
     }
@@ -200,4 +249,22 @@ fn bootable(reference: &str, digest: Digest, disk: PathBuf, hold: Hold, config: 
         stop_signal: text(&config.stop_signal),
     };
     BootableImage { disk, defaults, env: config.env.clone(), config, hold }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_with_too_many_volumes_is_refused() {
+        let config = |count: usize| ImageConfig {
+            working_dir: "/work".into(),
+            volumes: (0..count).map(|at| format!("/volumes/{at:05}")).collect(),
+            ..ImageConfig::default()
+        };
+        assert_eq!(directories(&config(700)).unwrap().len(), 701);
+        let error = directories(&config(800)).unwrap_err().to_string();
+        assert!(error.contains("more than 16 KiB"), "{error}");
+        assert!(directories(&ImageConfig::default()).unwrap().is_empty());
+    }
 }

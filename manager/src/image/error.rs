@@ -38,6 +38,9 @@ pub(super) enum UnpackFailure {
     /// The layer process no longer reports anything.
     #[error("the layer process reported nothing for {0} seconds")]
     Silent(u64),
+    /// The request of the layer process is limited.
+    #[error("the image has a working directory and volumes with names of more than {0} KiB")]
+    Directories(usize),
     /// The caller no longer waits.
     #[error("cancelled")]
     Cancelled,

@@ -110,6 +110,18 @@ impl ProxySpec {
         }
     }
 
+    /// Checks that the host's resolver knows its name, which is not kept: each start of a dialer resolves it.
+    ///
+    /// # Errors
+    /// [`ProxyError::Unresolved`].
+    pub async fn check_name(&self) -> Result<(), ProxyError> {
+        if self.host.parse::<IpAddr>().is_ok() {
+            return Ok(());
+        }
+        let resolved = resolve(self.host.clone(), self.port).await;
+        resolved.map(drop).map_err(|error| ProxyError::Unresolved(error.to_string()))
+    }
+
     /// Returns the proxy of an operator, whose password is in a file.
     ///
     /// # Errors
@@ -338,5 +350,15 @@ mod tests {
         assert_eq!(resolved("socks5://192.0.2.1:1080").await.unwrap().address, "192.0.2.1:1080".parse().unwrap());
         let local = resolved("http://localhost:3128").await.unwrap();
         assert!(local.address.ip().is_loopback() && local.address.port() == 3128 && !local.is_operators);
+    }
+
+    #[tokio::test]
+    async fn names_without_an_address_are_reported() {
+        for known in ["socks5://192.0.2.1:1080", "socks5://[2001:db8::1]:1080", "socks5://localhost:1080"] {
+            assert_eq!(proxy(known).check_name().await, Ok(()), "{known}");
+        }
+        // No name below it has an address (RFC 6761), and a host without a resolver has none for any.
+        let unknown = proxy("socks5://proxy.invalid:1080").check_name().await;
+        assert!(matches!(unknown, Err(ProxyError::Unresolved(_))), "{unknown:?}");
     }
 }

@@ -14,9 +14,10 @@ use rmcp::{
     service::RequestContext,
     tool, tool_router,
 };
+use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{
     AtEnd, CreateError, DirectoryError, Sandbox, SandboxSpec, StartFrom, SuperviseError, SupervisionSpec, TimeToLive,
-    environment_entry,
+    environment_entry, over_environment_of_image,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,9 @@ pub(crate) struct CreateArguments {
     /// Snapshot or template to start from, one of those that sandbox_list lists. Memory, CPUs and disk are then those of
     /// the snapshot.
     snapshot: Option<String>,
+    /// Container image to start from, one of those that sandbox_list lists, in place of Debian 12. Its command is not
+    /// started; sandbox_run without an argv needs bash in it.
+    image: Option<String>,
     /// Memory in MiB (64-65536). Default: 256.
     memory_mib: Option<u64>,
     /// Number of CPUs (1-8). Default: 1.
@@ -88,6 +92,8 @@ pub(crate) struct Listed {
     sandboxes: Vec<SandboxShown>,
     /// Snapshots and templates that sandboxes can start from or be reset to.
     snapshots: Vec<String>,
+    /// Container images that sandboxes can start from.
+    images: Vec<String>,
 }
 
 /// No arguments.
@@ -165,6 +171,7 @@ impl SandboxTools {
             Ok::<_, DirectoryError>(Listed {
                 sandboxes: sandboxes.collect::<Result<_, _>>()?,
                 snapshots: self.scope.snapshots().iter().map(ToString::to_string).collect(),
+                images: self.scope.settings().images.keys().cloned().collect(),
             })
         };
         self.work(context, list).await
@@ -196,7 +203,11 @@ async fn create(scope: &Scope, arguments: CreateArguments) -> Result<SandboxShow
     let spec = SandboxSpec { services: rules.clone(), ..spec(scope, &arguments)? };
     let mut room = scope.room(1)?;
     let settings = scope.settings();
-    let started = scope.manager().create(&settings.bundle, &spec).await?;
+    let bundle = match &arguments.image {
+        Some(image) => Bundle { image: scope.image(image)?.disk.clone(), ..settings.bundle.clone() },
+        None => settings.bundle.clone(),
+    };
+    let started = scope.manager().create(&bundle, &spec).await?;
     if let Err(error) = started.sandbox().supervise(&settings.supervisor, &rules).await {
         started.finish().await?;
         return Err(error.into());
@@ -220,6 +231,14 @@ fn spec(scope: &Scope, arguments: &CreateArguments) -> Result<SandboxSpec, Lifec
             .flatten(),
         ..SandboxSpec::default()
     };
+    if let Some(image) = &arguments.image {
+        if arguments.snapshot.is_some() {
+            return Err(BadArgument::new("image", "leave out either image or snapshot").into());
+        }
+        let image = scope.image(image)?;
+        spec.env = over_environment_of_image(image.env.clone(), spec.env);
+        spec.image_defaults = Some(image.defaults.clone());
+    }
     if let Some(snapshot) = &arguments.snapshot {
         if arguments.memory_mib.is_some() || arguments.cpus.is_some() || arguments.disk_mib.is_some() {
             let problem = "leave out memory_mib, cpus and disk_mib, which are those of the snapshot";
@@ -277,6 +296,8 @@ mod tests {
             (serde_json::json!({"network": {"reach": "public"}}), "the user permits no network"),
             (serde_json::json!({"snapshot": "others"}), "others"),
             (serde_json::json!({"snapshot": "given", "cpus": 1}), "leave out"),
+            (serde_json::json!({"image": "debian:12"}), "the user does not permit image"),
+            (serde_json::json!({"image": "debian:12", "snapshot": "given"}), "leave out either"),
         ] {
             let message = spec(&scope, &arguments(json)).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");

@@ -3,7 +3,7 @@
 use super::{
     entry::Entry,
     error::RegistryError,
-    network::{egress::Egress, ingress::Ingress},
+    network::{check_proxy, egress::Egress, ingress::Ingress},
     record::{OnTimeout, Phase, Record},
     state::{Intent, Registry, new_name},
 };
@@ -45,6 +45,7 @@ impl Registry {
         let network = self.network_from(key, &source, &wanted)?;
         let mut reserved = self.reserve(key, 1)?;
         self.check_audit(key).await?;
+        check_proxy(network.as_ref()).await?;
         let permit = self.starts.begin(&key.id).await?;
         let name = new_name("e2b")?;
         self.intents.put(name.as_str(), &Intent::Make { name: name.clone() })?;
@@ -109,7 +110,7 @@ impl Registry {
         let (mut started, template, origin, user, workdir) = match source {
             Source::Template(template) => {
                 let name = templates::untagged(&wanted.template).to_owned();
-                let started = template.start(&self.manager, &self.bundle, request).await?;
+                let started = template.start(&self.manager, request).await?;
                 (started, TemplateId(name.clone()), TemplateId(name), template.config.user.clone(), None)
             }
             Source::Built(ready) => {

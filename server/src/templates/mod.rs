@@ -9,9 +9,10 @@ use crate::{
 };
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{
-    CreateError, Manager, NetworkSpec, Pool, PoolRequest, SandboxId, SandboxName, SandboxSpec, StartFrom,
-    StartedSandbox,
+    BootableImage, CreateError, Manager, NetworkSpec, Pool, PoolRequest, SandboxId, SandboxName, SandboxSpec,
+    StartFrom, StartedSandbox, over_environment_of_image,
 };
+use sandboxvm_oci::store::Hold;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -82,22 +83,24 @@ pub(crate) fn untagged(asked: &str) -> &str {
 pub(crate) struct Template {
     pub(crate) config: TemplateConfig,
     pub(crate) spec: SandboxSpec,
+    /// What its machines boot: the bundle of the server, or that with another image.
+    bundle: Bundle,
     pool: Option<Pool>,
+    /// Keeps the image from removal.
+    _image: Option<Hold>,
 }
 
 impl Template {
     /// A machine of this kind; one of the pool's where there is one.
-    pub(crate) async fn start(
-        &self,
-        manager: &Manager,
-        bundle: &Bundle,
-        request: PoolRequest,
-    ) -> Result<StartedSandbox, CreateError> {
+    pub(crate) async fn start(&self, manager: &Manager, request: PoolRequest) -> Result<StartedSandbox, CreateError> {
+        let env = over_environment_of_image(self.spec.env.clone(), request.env);
+        let request = PoolRequest { env, ..request };
         match &self.pool {
             Some(pool) => pool.take(&request).await,
             None => {
                 let PoolRequest { name, env, ephemeral, network } = request;
-                manager.start(bundle, &SandboxSpec { name, env, ephemeral, network, ..self.spec.clone() }).await
+                let spec = SandboxSpec { name, env, ephemeral, network, ..self.spec.clone() };
+                manager.start(&self.bundle, &spec).await
             }
         }
     }
@@ -115,14 +118,32 @@ pub(crate) fn configured(
     manager: &Manager,
     bundle: &Bundle,
 ) -> Result<BTreeMap<String, Template>, TemplateConfigError> {
-    let made = config.templates.iter().map(|(name, config)| {
+    let all = config;
+    let made = all.templates.iter().map(|(name, config)| {
         let mut spec = config.spec(name)?;
         // A pool's machines have the card; what they may reach is the affair of each sandbox.
         spec.network = (network.has_cards() && has_card(name, &spec, manager)).then(NetworkSpec::default);
+        let (mut bundle, mut hold) = (bundle.clone(), None);
+        if let Some(image) = &config.image {
+            let image = boot(manager, &bundle, all, image)
+                .map_err(|error| TemplateConfigError { template: name.clone(), problem: error.to_string() })?;
+            (bundle.image, spec.env, spec.image_defaults) = (image.disk, image.env, Some(image.defaults));
+            hold = Some(image.hold);
+        }
         let pool = (config.pool > 0).then(|| Pool::new(manager.clone(), bundle.clone(), spec.clone(), config.pool));
-        Ok((name.clone(), Template { config: config.clone(), spec, pool }))
+        Ok((name.clone(), Template { config: config.clone(), spec, bundle, pool, _image: hold }))
     });
     made.collect()
+}
+
+/// Returns an image of the home, ready to boot.
+fn boot(
+    manager: &Manager,
+    bundle: &Bundle,
+    config: &Config,
+    image: &str,
+) -> Result<BootableImage, sandboxvm_manager::ImageError> {
+    manager.images(bundle, config.images.options())?.bootable_now(image)
 }
 
 /// True unless the machines of a template are restored from a snapshot without a network card.

@@ -2,7 +2,7 @@
 
 use crate::{registry, small_image};
 use sandboxvm_tests::home::{Home, SMALL};
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 const DOCKERFILE: &str = r#"
 ARG BASE=example.test/base:1
@@ -36,6 +36,24 @@ fn files(layer: &Path) -> Vec<String> {
         format!("{} {} {}", fields[0], fields[1], fields[5..].join(" "))
     };
     String::from_utf8_lossy(&output.stdout).lines().map(line).collect()
+}
+
+/// Builds copies above the base image, and returns the files of all layers that are not of it.
+fn copied(home: &Home, context: &Path, tag: &str, first: &str) -> BTreeSet<String> {
+    let text = format!(
+        "FROM example.test/base:1\nUSER root\n{first}WORKDIR /w\nCOPY --chown=5:6 a.txt d ./\nADD root.tar /\n"
+    );
+    let (file, saved, layers) = (context.join(tag), home.scratch(&format!("{tag}.tar")), home.scratch(tag));
+    fs::write(&file, text).unwrap();
+    let (file, at) = (file.to_str().unwrap(), context.to_str().unwrap());
+    home.cli(["build", "-m", SMALL, "--disk", "256M", "-t", tag, "-f", file, at]).run().succeeds();
+    home.cli(["image", "save", tag, "-o", saved.to_str().unwrap()]).run().succeeds();
+    let (from, to) = (format!("oci-archive:{}", saved.display()), format!("dir:{}", layers.display()));
+    registry::run("skopeo", &["copy", &from, &to]);
+    let manifest = fs::read(layers.join("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let digests = manifest["layers"].as_array().unwrap().iter().skip(1);
+    digests.flat_map(|layer| files(&layers.join(&layer["digest"].as_str().unwrap()["sha256:".len()..]))).collect()
 }
 
 #[test]
@@ -120,6 +138,11 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     assert!(found("image-more 0").contains("snapshots/build-"), "{}", found("image-more 0"));
     assert_eq!(found(SECRET), "");
 
+    // The host makes of copies what a machine makes of them. The states of the machine are counted below.
+    let (host, machine) = (copied(&home, &context, "host", ""), copied(&home, &context, "machine", "RUN true\n"));
+    assert_eq!(host, machine);
+    assert!(host.contains("-rw-r--r-- 5/6 w/b") && host.contains("drwxrwxrwx 0/0 run/daemon/"), "{host:?}");
+
     fs::write(context.join("Dockerfile"), DOCKERFILE.replace("rm /opt/b", "exit 7")).unwrap();
     let failed = home.cli(&build).run().exits(1).err();
     assert!(
@@ -129,7 +152,7 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     home.cli(["image", "inspect", "example.test/app:1"]).run().succeeds();
     // States are snapshots, which stay until they are removed.
     let states = home.cli(["snapshot", "ls", "-q"]).run().succeeds().out();
-    assert_eq!(states.matches("build-").count(), 8, "{states}");
+    assert_eq!(states.matches("build-").count(), 8 + 4, "{states}");
     home.cli(["snapshot", "rm"].into_iter().chain(states.lines())).run().succeeds();
     home.cli(["image", "prune", "--all"]).run().succeeds();
     home.assert_nothing_left();

@@ -4,6 +4,7 @@
 
 mod building;
 mod commands;
+mod interrupted_builds;
 #[path = "../../host/registry.rs"]
 #[allow(dead_code, reason = "each test binary uses a part")]
 mod registry;

@@ -12,7 +12,7 @@ use std::{
 
 const DEADLINE: Duration = Duration::from_secs(300);
 /// The probes that need only one short run in each environment.
-const PROBES: &str = "processes,kill,escape,file,network,abstract,ipc,hostname,clock";
+const PROBES: &str = "processes,kill,escape,file,network,outside,abstract,ipc,hostname,clock";
 
 /// Runs the comparison. Returns its report and its PID.
 fn compare(arguments: &[&str]) -> (Value, u32) {
@@ -49,6 +49,10 @@ fn a_rogue_reaches_the_host_from_a_chroot_and_not_from_a_sandbox() {
     assert_eq!(names, ["chroot", "sandboxvm"], "{report:#}");
     for probe in PROBES.split(',') {
         for (column, expected) in columns.iter().zip(["exposed", "contained"]) {
+            // A host without a network card has no address that is not its loopback.
+            if probe == "outside" && column["probes"][probe]["verdict"] == "not-run" {
+                continue;
+            }
             assert_eq!(column["probes"][probe]["verdict"], expected, "{probe} in {}: {report:#}", column["name"]);
         }
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 /// Print the configuration and the layers of an image as JSON
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
-    /// Reference of the image, or the digest of its manifest
+    /// Reference of the image, or the beginning of its ID
     image: String,
 }
 
@@ -35,7 +35,7 @@ impl Inspect {
     pub(super) fn run(self) -> Result<u8, Failure> {
         let opened = images::open(&RegistryOptions::default(), None)?;
         let images = opened.store.images();
-        let details = images.inspect(&self.image)?;
+        let details = images.inspect(&opened.named(&self.image)?)?;
         let mut tags = images.store().tags()?;
         tags.retain(|tag| tag.manifest == details.manifest);
         let references = tags.into_iter().map(|tag| tag.reference).collect();

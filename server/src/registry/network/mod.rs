@@ -10,7 +10,7 @@ use super::{
     record::Record,
     state::{Intent, Registry},
 };
-use egress::Egress;
+use egress::{Egress, error::EgressError};
 use sandboxvm_manager::{NetworkReport, NetworkSpec, Reach, Sandbox, SuperviseError, SupervisionSpec};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -59,6 +59,7 @@ impl Registry {
         // Before anything is in force: a server that is killed meanwhile must not leave the two different.
         let name = intent_name(entry);
         let wanted = self.wanted_network(&egress, internet)?;
+        check_proxy(wanted.as_ref()).await?;
         self.intents
             .put(&name, &Intent::SetNetwork { of: entry.id.clone(), egress: Box::new(egress.clone()), internet })?;
         let set = self.set_network_held(entry, wanted, egress, internet).await;
@@ -142,6 +143,15 @@ impl Registry {
 
 fn intent_name(entry: &Entry) -> String {
     format!("network-{}", entry.id)
+}
+
+/// Checks that the proxy which a client named has an address. Its sandbox would not start otherwise, for a reason that
+/// is the client's.
+pub(super) async fn check_proxy(network: Option<&NetworkSpec>) -> Result<(), EgressError> {
+    match network.and_then(|network| network.proxy.as_ref()) {
+        Some(proxy) => proxy.check_name().await.map_err(EgressError::Proxy),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -189,6 +189,28 @@ pub const ALL: &[Probe] = &[
         },
     },
     Probe {
+        id: "outside",
+        title: "Reach other networks by default",
+        what: "connects to a TCP listener on each other address of the host, and looks for a default route, which leads to \
+               the host's networks and the internet",
+        judge: |facts, situation| {
+            if facts["addresses"].as_u64() == Some(0) {
+                return not_run("the host has no other address than its loopback");
+            }
+            let reached = facts["token"].as_str() == Some(situation.secret.as_str());
+            match (reached, number(facts, "routes")) {
+                (true, routes) => {
+                    when(true, format!("the listener on {} answered; {routes} default routes", text(facts, "address")))
+                }
+                (false, 0) => when(false, format!("no default route; connect: {}", text(facts, "error"))),
+                (false, routes) => judged(
+                    Verdict::Partly,
+                    format!("{routes} default routes, and no listener answered: {}", text(facts, "error")),
+                ),
+            }
+        },
+    },
+    Probe {
         id: "abstract",
         title: "Reach the host's abstract Unix sockets",
         what: "connects to an abstract Unix socket of the host",
@@ -399,6 +421,7 @@ pub const RUNS: &[&[&str]] = &[
         "escape",
         "file",
         "network",
+        "outside",
         "abstract",
         "ipc",
         "module",

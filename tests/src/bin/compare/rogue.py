@@ -126,6 +126,23 @@ def network(say):
     say(token=token, error=error, interfaces=[each[1] for each in socket.if_nameindex()][:16])
 
 
+def outside(say):
+    token, error, where = "", "", ""
+    for address, port in CONFIG["addresses"]:
+        token, error = answer(socket.AF_INET, (address, port))
+        if token:
+            where = address
+            break
+    routes = 0
+    try:
+        with open("/proc/net/route") as table:
+            rows = [line.split() for line in table][1:]
+        routes = sum(row[1] == "00000000" and row[7] == "00000000" for row in rows)
+    except OSError:
+        pass
+    say(token=token, error=error, address=where, addresses=len(CONFIG["addresses"]), routes=routes)
+
+
 def abstract(say):
     token, error = answer(socket.AF_UNIX, "\0" + CONFIG["abstract"])
     say(token=token, error=error)

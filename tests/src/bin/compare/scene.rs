@@ -46,6 +46,8 @@ pub struct Scene {
     secret: String,
     base: PathBuf,
     port: u16,
+    /// Listeners on the other addresses of the host.
+    addresses: Vec<(Ipv4Addr, u16)>,
     segment: Segment,
     shared_file: PathBuf,
     bait: Child,
@@ -77,13 +79,16 @@ impl Scene {
         fs::write(base.join(".compare-copy"), &token).map_err(told("write into the copy of the base image"))?;
         fs::create_dir(directory.path().join("bait")).map_err(told("make the bait's directory"))?;
         fs::write(directory.path().join("bait/secret"), &secret).map_err(told("write bait"))?;
-        let port = listen_on_loopback(&secret).map_err(told("listen on the loopback"))?;
+        let port = listen_on(Ipv4Addr::LOCALHOST, &secret).map_err(told("listen on the loopback"))?;
+        // An address that cannot be listened on is one that a rogue does not reach either.
+        let listen = |address| Some((address, listen_on(address, &secret).ok()?));
+        let addresses = other_addresses().into_iter().filter_map(listen).collect();
         listen_abstract(&token, &secret).map_err(told("listen on an abstract socket"))?;
         let shared_file = Path::new("/dev/shm").join(&token);
         fs::write(&shared_file, &secret).map_err(told("write to /dev/shm"))?;
         let segment = Segment::new()?;
         let bait = start_bait(&token)?;
-        let scene = Self { directory, token, secret, base, port, segment, shared_file, bait };
+        let scene = Self { directory, token, secret, base, port, addresses, segment, shared_file, bait };
         scene.lay_precious();
         Ok(scene)
     }
@@ -162,6 +167,7 @@ impl Scene {
             "precious": self.precious(),
             "copy": self.token,
             "port": self.port,
+            "addresses": self.addresses,
             "abstract": self.token,
             "shm_key": self.segment.key,
             "shm_file": self.token,
@@ -193,8 +199,15 @@ fn start_bait(token: &str) -> Result<Child, String> {
     bait.spawn().map_err(|error| format!("cannot start the bait process: {error}"))
 }
 
-fn listen_on_loopback(secret: &str) -> std::io::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+/// Returns the host's addresses other than its loopback, at most eight.
+fn other_addresses() -> Vec<Ipv4Addr> {
+    let output = Command::new("hostname").arg("-I").stderr(Stdio::null()).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.split_whitespace().filter_map(|address| address.parse().ok()).take(8).collect()
+}
+
+fn listen_on(address: Ipv4Addr, secret: &str) -> std::io::Result<u16> {
+    let listener = TcpListener::bind((address, 0))?;
     let port = listener.local_addr()?.port();
     let secret = secret.to_owned();
     thread::spawn(move || {

@@ -60,6 +60,7 @@ fn a_refusal_is_contained_on_the_hosts_kernel_too() {
         ("escape", json!({ "error": "EPERM", "outside": 0 })),
         ("file", json!({ "token": "", "tried": [] })),
         ("network", json!({ "token": "", "error": "ECONNREFUSED", "interfaces": ["lo"] })),
+        ("outside", json!({ "token": "", "error": "ENETUNREACH", "addresses": 1, "routes": 0 })),
         ("abstract", json!({ "token": "a guess", "error": "" })),
         ("fork", json!({ "made": 100, "error": "EAGAIN" })),
         ("memory", json!({ "mib": 64, "error": "", "killed": "SIGKILL" })),
@@ -84,6 +85,17 @@ fn the_state_of_the_host_counts_and_not_the_rogues_report() {
     assert_eq!(judge("kill", &json!({ "found": 5, "error": "" }), &whole).verdict, Verdict::Contained);
     assert_eq!(judge("destroy", &json!({ "removed": 1, "left": 0 }), &whole).verdict, Verdict::Contained);
     assert_eq!(judge("destroy", &json!({ "refused": "no copy" }), &whole).verdict, Verdict::NotRun);
+}
+
+#[test]
+fn a_route_out_is_a_part_of_the_way_and_an_answer_of_the_host_all_of_it() {
+    let seen = situation("guest", "");
+    let secret = &seen.secret;
+    let facts = |token: &str, addresses: u32, routes: u32| json!({ "token": token, "error": "ETIMEDOUT", "address": "192.0.2.1", "addresses": addresses, "routes": routes });
+    assert_eq!(judge("outside", &facts(secret, 1, 1), &seen).verdict, Verdict::Exposed);
+    assert_eq!(judge("outside", &facts("a guess", 1, 1), &seen).verdict, Verdict::Partly);
+    assert_eq!(judge("outside", &facts("", 1, 0), &seen).verdict, Verdict::Contained);
+    assert_eq!(judge("outside", &facts("", 0, 1), &seen).verdict, Verdict::NotRun);
 }
 
 #[test]

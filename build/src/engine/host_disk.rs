@@ -1,0 +1,491 @@
+//! The disk of an image, as names, for steps that are executed without a machine. Their files go into a tar
+//! archive, which becomes a layer; nothing is unpacked on the host. Has to do what the agent does with the same
+//! archive, or to say that a machine is needed: where a path leads through a symbolic link, only a kernel
+//! resolves it.
+
+use super::{
+    blocking::blocking,
+    error::StepProblem,
+    machine::{Disk, Done, Found, MachineError, Owner},
+};
+use sandboxvm_archive::{Entry, Kind, Reader, Timestamp, Writer};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufReader, BufWriter, Seek},
+};
+
+/// Maximum number of names on the disk, and of their bytes.
+const MAX_NAMES: (usize, usize) = (4_000_000, 1 << 30);
+/// Maximum size in bytes of the content of a layer, as of one that a machine makes.
+const MAX_CONTENT: u64 = 16 << 30;
+/// Maximum length of a name in bytes (Linux `NAME_MAX`).
+const MAX_NAME: usize = 255;
+/// Where the agent has its files. They are in no layer.
+const AGENT: &[u8] = b"run/sandboxvm";
+
+/// What a name stands for.
+#[derive(Debug)]
+enum Known {
+    Directory {
+        /// The entry with its metadata.
+        entry: Box<Entry>,
+        /// The last layer that has it.
+        layer: u32,
+    },
+    Link,
+    File {
+        /// The layer that has its content.
+        layer: u32,
+    },
+}
+
+/// Why a step is not executed here.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DiskProblem {
+    /// A machine has to execute it, for this reason.
+    #[error("{0}")]
+    NeedsMachine(&'static str),
+    /// It fails in a machine too.
+    #[error(transparent)]
+    Step(#[from] StepProblem),
+}
+
+impl From<io::Error> for DiskProblem {
+    fn from(error: io::Error) -> Self {
+        Self::Step(error.into())
+    }
+}
+
+impl From<sandboxvm_archive::ReadError> for DiskProblem {
+    fn from(error: sandboxvm_archive::ReadError) -> Self {
+        Self::Step(error.into())
+    }
+}
+
+type Outcome<T> = Result<T, DiskProblem>;
+
+/// The names, and the layer that is being written.
+#[derive(Debug, Default)]
+struct Names {
+    /// By path without a slash at either end. The root has no entry.
+    known: BTreeMap<Vec<u8>, Known>,
+    /// Number of the layer, from 1. 0: the image below.
+    layer: u32,
+    writer: Option<Writer<BufWriter<File>>>,
+    /// Bytes of content in the layer.
+    content: u64,
+    name_bytes: usize,
+}
+
+/// The disk.
+#[derive(Debug, Default)]
+pub(super) struct HostDisk {
+    names: Names,
+    /// Whether the last failure was that a machine is needed.
+    needs_machine: bool,
+}
+
+impl HostDisk {
+    /// Reads the names of an image, as [`Machines::names`](super::Machines::names) writes them.
+    pub(super) async fn open(mut list: File) -> Result<Self, StepProblem> {
+        let names = blocking(move || {
+            list.rewind()?;
+            Names::read(list)
+        });
+        Ok(Self { names: names.await?, needs_machine: false })
+    }
+
+    /// Begins the layer of a step, in an empty file.
+    pub(super) fn begin(&mut self, layer: File) {
+        let names = &mut self.names;
+        (names.layer, names.content, self.needs_machine) = (names.layer + 1, 0, false);
+        names.writer = Some(Writer::new(BufWriter::with_capacity(1 << 16, layer)));
+    }
+
+    /// Ends the layer and returns it.
+    pub(super) fn finish(&mut self) -> Result<File, StepProblem> {
+        // Each layer is begun before its step.
+        let Some(writer) = self.names.writer.take() else { return Err(io::Error::other("no layer is open").into()) };
+        let mut file = writer.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.rewind()?;
+        Ok(file)
+    }
+
+    /// Returns true if the step that failed has to be executed in a machine.
+    pub(super) fn needs_machine(&self) -> bool {
+        self.needs_machine
+    }
+
+    /// Makes a problem the error of a machine, and notes what it means.
+    fn noted<T>(&mut self, outcome: Outcome<T>) -> Done<T> {
+        outcome.map_err(|problem| {
+            self.needs_machine = matches!(problem, DiskProblem::NeedsMachine(_));
+            MachineError::new(problem)
+        })
+    }
+}
+
+impl Disk for HostDisk {
+    async fn find(&mut self, path: &str) -> Done<Option<Found>> {
+        let found = self.names.find(path.as_bytes());
+        self.noted(found)
+    }
+
+    async fn read(&mut self, path: &str, _maximum: usize) -> Done<Option<Vec<u8>>> {
+        let found = self.names.find(path.as_bytes()).and_then(|found| match found {
+            None => Ok(None),
+            Some(_) => Err(DiskProblem::NeedsMachine("a file of the image has to be read")),
+        });
+        self.noted(found)
+    }
+
+    async fn make_directory(&mut self, path: &str, owner: Owner) -> Done<()> {
+        let made = self.names.make_directory(path.as_bytes(), owner);
+        self.noted(made)
+    }
+
+    async fn extract_to_disk(&mut self, archive: File) -> Done<()> {
+        let mut names = std::mem::take(&mut self.names);
+        let extracted = blocking(move || {
+            let extracted = names.extract(archive);
+            Ok::<_, StepProblem>((names, extracted))
+        });
+        let (names, extracted) = extracted.await.map_err(MachineError::new)?;
+        self.names = names;
+        self.noted(extracted)
+    }
+}
+
+/// Returns the path of each directory above a path, and then the path.
+fn levels(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let above = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at]);
+    above.chain([path]).filter(|level| !level.is_empty())
+}
+
+/// Returns a path without empty names and `.`, if a layer can state it.
+fn normal(path: &[u8]) -> Outcome<Vec<u8>> {
+    let names: Vec<_> = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
+    if names.iter().any(|name| *name == b".." || name.len() > MAX_NAME || name.contains(&0)) {
+        return Err(DiskProblem::NeedsMachine("a path of a file is refused or resolved by the kernel"));
+    }
+    if names.iter().any(|name| name.starts_with(b".wh.")) {
+        return Err(DiskProblem::NeedsMachine("a file has the name of a whiteout"));
+    }
+    let normal = names.join(&b'/');
+    match normal.strip_prefix(AGENT) {
+        Some([] | [b'/', ..]) => Err(DiskProblem::NeedsMachine("the agent has files of this name")),
+        _ => Ok(normal),
+    }
+}
+
+fn directory(path: Vec<u8>, mode: u32, Owner { uid, gid }: Owner) -> Entry {
+    let modified = Timestamp::default();
+    Entry { path, kind: Kind::Directory, mode, uid, gid, modified, attributes: Vec::new() }
+}
+
+impl Names {
+    /// Reads a list of names. It is hostile.
+    fn read(list: File) -> Result<Self, StepProblem> {
+        let mut names = Self::default();
+        let mut reader = Reader::new(BufReader::new(list)).keep_all_attributes();
+        while let Some(entry) = reader.next_entry()? {
+            let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path).to_vec();
+            let known = match &entry.kind {
+                Kind::Directory => Known::Directory { entry: Box::new(entry), layer: 0 },
+                Kind::Symlink(_) => Known::Link,
+                _ => Known::File { layer: 0 },
+            };
+            if !path.is_empty() {
+                names.insert(path, known)?;
+            }
+        }
+        Ok(names)
+    }
+
+    fn insert(&mut self, path: Vec<u8>, known: Known) -> Result<(), StepProblem> {
+        self.name_bytes += path.len();
+        self.known.insert(path, known);
+        if self.known.len() > MAX_NAMES.0 || self.name_bytes > MAX_NAMES.1 {
+            return Err(StepProblem::Unsupported(format!("an image of more than {} names", MAX_NAMES.0)));
+        }
+        Ok(())
+    }
+
+    fn find(&self, path: &[u8]) -> Outcome<Option<Found>> {
+        let path = normal(path)?;
+        let mut found = Found::Directory;
+        for level in levels(&path) {
+            found = match (found, self.known.get(level)) {
+                (Found::File, _) | (_, None) => return Ok(None),
+                (_, Some(Known::Directory { .. })) => Found::Directory,
+                (_, Some(Known::File { .. })) => Found::File,
+                (_, Some(Known::Link)) => return Err(DiskProblem::NeedsMachine("a path leads through a link")),
+            };
+        }
+        Ok(Some(found))
+    }
+
+    fn make_directory(&mut self, path: &[u8], owner: Owner) -> Outcome<()> {
+        let path = normal(path)?;
+        self.make_levels(&path, owner)
+    }
+
+    /// Makes the directories of a normal path that are missing.
+    fn make_levels(&mut self, path: &[u8], owner: Owner) -> Outcome<()> {
+        for level in levels(path) {
+            match self.known.get(level) {
+                Some(Known::Directory { .. }) => {}
+                None => self.add_directory(directory(level.to_vec(), 0o755, owner))?,
+                Some(_) => return Err(DiskProblem::NeedsMachine("a path leads through a link or a file")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a directory, whose parents exist.
+    fn add_directory(&mut self, entry: Entry) -> Outcome<()> {
+        self.state_parents(&entry.path)?;
+        self.write_directory(&entry)?;
+        let (path, layer) = (entry.path.clone(), self.layer);
+        Ok(self.insert(path, Known::Directory { entry: Box::new(entry), layer })?)
+    }
+
+    /// Writes the directories above a path into the layer as the image has them: some programs that unpack
+    /// layers give other modes to directories that a layer does not have.
+    fn state_parents(&mut self, path: &[u8]) -> Outcome<()> {
+        for level in levels(path).take_while(|level| level.len() < path.len()) {
+            let stated = match self.known.get_mut(level) {
+                Some(Known::Directory { entry, layer }) if *layer != self.layer => {
+                    *layer = self.layer;
+                    entry.clone()
+                }
+                _ => continue,
+            };
+            self.write_directory(&stated)?;
+        }
+        Ok(())
+    }
+
+    fn write_directory(&mut self, entry: &Entry) -> Outcome<()> {
+        let writer = self.writer.as_mut().ok_or_else(|| io::Error::other("no layer is open"))?;
+        // As other programs write it.
+        writer.begin(&Entry { path: [&entry.path[..], b"/"].concat(), ..entry.clone() })?;
+        Ok(writer.end()?)
+    }
+
+    /// Adds the files of an archive, as the agent extracts them.
+    fn extract(&mut self, archive: File) -> Outcome<()> {
+        let mut reader = Reader::new(BufReader::with_capacity(1 << 16, archive));
+        while let Some(mut entry) = reader.next_entry()? {
+            entry.path = normal(&entry.path)?;
+            let (above, _) = split(&entry.path);
+            let above = above.to_vec();
+            self.make_levels(&above, Owner::default())?;
+            match (&entry.kind, self.known.get(&entry.path)) {
+                // Existing directories are unchanged, and so is the root.
+                (Kind::Directory, Some(Known::Directory { .. })) => {}
+                (Kind::Directory, _) if entry.path.is_empty() => {}
+                (Kind::Directory, None) => self.add_directory(entry)?,
+                (Kind::Directory, _) => {
+                    return Err(DiskProblem::NeedsMachine("a directory has the name of another file"));
+                }
+                (_, Some(Known::Directory { .. })) => {
+                    return Err(DiskProblem::NeedsMachine("a file has the name of a directory"));
+                }
+                _ if entry.path.is_empty() => return Err(DiskProblem::NeedsMachine("the root is not a file")),
+                _ => self.add_file(&mut reader, entry)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, reader: &mut Reader<BufReader<File>>, mut entry: Entry) -> Outcome<()> {
+        let known = match &entry.kind {
+            Kind::File { extents: None, .. } | Kind::Fifo => Known::File { layer: self.layer },
+            Kind::Symlink(target) if !target.is_empty() && !target.contains(&0) => Known::Link,
+            // 0:0 is a whiteout to an overlay file system.
+            Kind::Device { is_block, major, minor } if *is_block || (*major, *minor) != (0, 0) => {
+                Known::File { layer: self.layer }
+            }
+            Kind::HardLink(other) => {
+                let other = normal(other)?;
+                match self.known.get(&other) {
+                    Some(Known::File { layer }) if *layer == self.layer => {}
+                    _ => return Err(DiskProblem::NeedsMachine("a hard link is to a file of another layer")),
+                }
+                entry.kind = Kind::HardLink(other);
+                Known::File { layer: self.layer }
+            }
+            _ => return Err(DiskProblem::NeedsMachine("a file is of a kind that only a machine makes or refuses")),
+        };
+        self.content += entry.kind.stored();
+        if self.content > MAX_CONTENT {
+            let maximum = MAX_CONTENT >> 30;
+            return Err(StepProblem::Unsupported(format!("a layer of more than {maximum} GiB")).into());
+        }
+        self.state_parents(&entry.path)?;
+        let writer = self.writer.as_mut().ok_or_else(|| io::Error::other("no layer is open"))?;
+        writer.begin(&entry)?;
+        let mut buffer = [0; 1 << 16];
+        loop {
+            match reader.read_content(&mut buffer)? {
+                0 => break,
+                count => writer.content(&buffer[..count])?,
+            }
+        }
+        writer.end()?;
+        Ok(self.insert(entry.path, known)?)
+    }
+}
+
+/// Splits a normal path into the part above the last name, and that name.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (&[], path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &str, kind: Kind) -> Entry {
+        let modified = Timestamp { seconds: 9, nanoseconds: 0 };
+        Entry { path: path.into(), kind, mode: 0o2750, uid: 3, gid: 4, modified, attributes: Vec::new() }
+    }
+
+    fn archive(entries: &[(&str, Kind)]) -> File {
+        let mut writer = Writer::new(tempfile::tempfile().unwrap());
+        for (path, kind) in entries {
+            writer.begin(&entry(path, kind.clone())).unwrap();
+            writer.content(&vec![b'c'; usize::try_from(kind.stored()).unwrap()]).unwrap();
+            writer.end().unwrap();
+        }
+        let mut file = writer.finish().unwrap();
+        file.rewind().unwrap();
+        file
+    }
+
+    fn file() -> Kind {
+        Kind::File { size: 3, extents: None }
+    }
+
+    fn link(target: &str) -> Kind {
+        Kind::Symlink(target.into())
+    }
+
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    fn disk(image: &[(&str, Kind)]) -> HostDisk {
+        wait(HostDisk::open(archive(image))).unwrap()
+    }
+
+    /// Writes the entries of a layer as mode, owner, name and time.
+    fn listed(mut layer: File) -> Vec<String> {
+        layer.rewind().unwrap();
+        let mut reader = Reader::new(layer);
+        let mut lines = Vec::new();
+        while let Some(entry) = reader.next_entry().unwrap() {
+            let Entry { mode, uid, gid, modified, path, .. } = entry;
+            let path = String::from_utf8(path).unwrap();
+            assert_eq!(path.ends_with('/'), entry.kind == Kind::Directory);
+            lines.push(format!("{mode:o} {uid}:{gid} {} {}", modified.seconds, path.trim_end_matches('/')));
+        }
+        lines
+    }
+
+    #[test]
+    fn a_layer_states_directories_above_its_files_as_the_image_has_them() {
+        let image = [("./", Kind::Directory), ("usr", Kind::Directory), ("usr/bin", Kind::Directory)];
+        let mut disk = disk(&image);
+        disk.begin(tempfile::tempfile().unwrap());
+        let new = archive(&[("usr/bin/x", file()), ("usr/bin/y", file()), ("opt/a/b", file())]);
+        wait(disk.extract_to_disk(new)).unwrap();
+        wait(disk.make_directory("/srv/www/", Owner { uid: 7, gid: 8 })).unwrap();
+        let layer = listed(disk.finish().unwrap());
+        let expected = [
+            "2750 3:4 9 usr",
+            "2750 3:4 9 usr/bin",
+            "2750 3:4 9 usr/bin/x",
+            "2750 3:4 9 usr/bin/y",
+            "755 0:0 0 opt",
+            "755 0:0 0 opt/a",
+            "2750 3:4 9 opt/a/b",
+            "755 7:8 0 srv",
+            "755 7:8 0 srv/www",
+        ];
+        assert_eq!(layer, expected);
+        // The next layer has what it needs again, and an existing directory keeps its metadata.
+        disk.begin(tempfile::tempfile().unwrap());
+        wait(disk.extract_to_disk(archive(&[("opt", Kind::Directory), ("opt/c", file()), ("usr/bin/x", file())])))
+            .unwrap();
+        let expected =
+            ["755 0:0 0 opt", "2750 3:4 9 opt/c", "2750 3:4 9 usr", "2750 3:4 9 usr/bin", "2750 3:4 9 usr/bin/x"];
+        assert_eq!(listed(disk.finish().unwrap()), expected);
+        assert_eq!(wait(disk.find("/opt/c")).unwrap(), Some(Found::File));
+        assert_eq!(wait(disk.find("/srv/www/")).unwrap(), Some(Found::Directory));
+        assert_eq!(
+            (wait(disk.find("/")).unwrap(), wait(disk.find("/opt/c/d")).unwrap()),
+            (Some(Found::Directory), None)
+        );
+        assert_eq!(wait(disk.read("/etc/passwd", 10)).unwrap(), None);
+    }
+
+    #[test]
+    fn what_only_a_kernel_resolves_is_left_to_a_machine() {
+        let image = [("d", Kind::Directory), ("l", link("d")), ("f", file()), ("d/inner", file())];
+        let null = Kind::Device { is_block: false, major: 0, minor: 0 };
+        for entries in [
+            vec![("l/x", file())],
+            vec![("l", Kind::Directory)],
+            vec![("f/x", file())],
+            vec![("f", Kind::Directory)],
+            vec![("d", file())],
+            vec![("d", link("x"))],
+            vec![("new", link("d")), ("new/x", file())],
+            vec![(".wh.d", file())],
+            vec![("d/.wh..wh..opq", file())],
+            vec![("a/../d/x", file())],
+            vec![("run/sandboxvm/agent", file())],
+            vec![("h", Kind::HardLink(b"d/inner".to_vec()))],
+            vec![("h", Kind::HardLink(b"l/inner".to_vec()))],
+            vec![("zero", null)],
+            vec![("sparse", Kind::File { size: 1 << 40, extents: Some(Vec::new()) })],
+            vec![("", file())],
+        ] {
+            let mut disk = disk(&image);
+            disk.begin(tempfile::tempfile().unwrap());
+            wait(disk.extract_to_disk(archive(&entries))).unwrap_err();
+            assert!(disk.needs_machine(), "{entries:?}");
+        }
+        let mut disk = disk(&image);
+        for path in ["/l", "/l/x", "/d/../x"] {
+            wait(disk.find(path)).unwrap_err();
+            assert!(std::mem::take(&mut disk.needs_machine), "{path}");
+        }
+        disk.begin(tempfile::tempfile().unwrap());
+        for path in ["/l/x", "/f", "/f/x"] {
+            wait(disk.make_directory(path, Owner::default())).unwrap_err();
+            assert!(std::mem::take(&mut disk.needs_machine), "{path}");
+        }
+        wait(disk.read("/f", 10)).unwrap_err();
+        assert!(disk.needs_machine());
+    }
+
+    #[test]
+    fn files_and_links_replace_each_other_as_in_a_machine() {
+        let mut disk = disk(&[("f", file()), ("l", link("f"))]);
+        disk.begin(tempfile::tempfile().unwrap());
+        let null = Kind::Device { is_block: false, major: 1, minor: 3 };
+        let new =
+            [("f", link("l")), ("l", file()), ("h", Kind::HardLink(b"l".to_vec())), ("null", null), ("p", Kind::Fifo)];
+        wait(disk.extract_to_disk(archive(&new))).unwrap();
+        assert_eq!(listed(disk.finish().unwrap()).len(), 5);
+        wait(disk.find("/f")).unwrap_err();
+        assert_eq!(wait(disk.find("/l")).unwrap(), Some(Found::File));
+    }
+}
