@@ -10,7 +10,7 @@ use std::{
     io::IoSliceMut,
     mem::MaybeUninit,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 

@@ -122,7 +122,7 @@ struct Arsenal {
     paused: Value,
     /// A snapshot of the first.
     snapshot: String,
-    /// Its processes write without end.
+    /// Its processes and its server write without end.
     busy: Value,
     /// Fills its audit log.
     logger: Value,
@@ -132,6 +132,8 @@ impl Arsenal {
     fn new(home: &Home, server: &Server) -> Self {
         let base = json!({ "templateID": "base", "timeout": 3000 });
         let [frozen, paused, busy, logger] = [(); 4].map(|()| server.create(&base));
+        let serving = Envd::of(server, &busy).run(&format!("setsid perl -e '{SERVER}' >/dev/null 2>&1 </dev/null &"));
+        assert_eq!(serving.code, 0, "{serving:?}");
         freeze(home, &[text(&frozen, "sandboxID"), text(&paused, "sandboxID")]);
         let path = |of: &Value, what: &str| format!("/sandboxes/{}/{what}", text(of, "sandboxID"));
         let _ = server.ask("POST", &path(&paused, "pause"), None).expect(204);
@@ -157,6 +159,7 @@ impl Arsenal {
             Request::new(method, path).with("E2b-Sandbox-Id", id).with("E2b-Sandbox-Port", 49983)
         };
         let (json, yes) = ("application/json", "/usr/bin/yes");
+        let upgraded = to(&self.busy, "8000", "GET", "/").with("Connection", "Upgrade").with("Upgrade", "echo");
         let forged = format!("/files?path=/etc/passwd&username=user&signature=v1_{}", "A".repeat(43));
         vec![
             // A3
@@ -190,6 +193,9 @@ impl Arsenal {
             plane("signatures of no sandbox", 4, Then::Repeat, Request::new("GET", &forged).head()),
             plane("signatures of another's sandbox", 4, Then::Repeat, stranger(theirs, "GET", &forged).head()),
             api("wrong keys", 4, Then::Repeat, Request::new("GET", "/v2/sandboxes").with("X-API-Key", "wrong").head()),
+            // A10, and answers of a port without end.
+            plane(UPGRADED, 64, Then::Wait, upgraded.head()),
+            plane(FLOODS, 4, Then::Read, to(&self.busy, "8000", "GET", "/").head()),
             // Answers without end, unread and read.
             plane("output that is not read", 8, Then::Wait, run(&self.busy, yes, "y")),
             plane("floods of output", 2, Then::Read, run(&self.busy, yes, "y")),
@@ -197,8 +203,32 @@ impl Arsenal {
     }
 }
 
+const UPGRADED: &str = "upgraded connections";
+const FLOODS: &str = "floods of a port";
+/// A server of the guest on port 8000, which changes to a protocol that is silent, or answers without end.
+const SERVER: &str = r#"use IO::Socket::INET; $SIG{CHLD} = "IGNORE";
+    my $server = IO::Socket::INET->new(Listen => 64, LocalAddr => "127.0.0.1", LocalPort => 8000) or die;
+    while (my $client = $server->accept) { next if fork; my $head = "";
+        while (<$client>) { $head .= $_; last if /^\r?$/ }
+        if ($head =~ /upgrade/i) {
+            syswrite $client, "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+            1 while <$client>; exit }
+        syswrite $client, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n";
+        1 while syswrite $client, "y" x 65536; exit }"#;
 const BODIES: &str = "bodies that do not come";
 const UNANSWERED: &str = "requests that are not answered";
+
+/// A connection that asks the guest's server for another protocol, and the beginning of the answer.
+fn upgraded(server: &Server, created: &Value) -> (TcpStream, String) {
+    let address = server.sandboxes.strip_prefix("http://").expect("a server without TLS");
+    let mut stream = TcpStream::connect(address).expect("the server takes connections");
+    stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout can be set");
+    let request = to(created, "8000", "GET", "/").with("Connection", "Upgrade").with("Upgrade", "echo");
+    stream.write_all(&request.head()).expect("the server reads requests");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("the server answers");
+    (stream, String::from_utf8_lossy(&answer).into_owned())
+}
 
 /// A request to a sandbox, with its token.
 fn to(created: &Value, port: &str, method: &str, path: &str) -> Request {
@@ -213,10 +243,10 @@ fn are_in_force(attacks: &[Attack]) -> bool {
     let all = |names: &[&str], is: fn(&Seen) -> bool| {
         names.iter().all(|name| attacks.iter().any(|attack| attack.name == *name && is(&attack.seen)))
     };
-    all(&[BODIES, UNANSWERED, "snapshots"], |seen| seen.refused() > 0)
-        && all(&["output that is not read"], |seen| seen.served() > 0)
+    all(&[BODIES, UNANSWERED, UPGRADED, "snapshots"], |seen| seen.refused() > 0)
+        && all(&["output that is not read", UPGRADED], |seen| seen.served() > 0)
         && all(&["wrong tokens", "wrong keys", "health without a token"], |seen| seen.failed() > 0)
-        && all(&["floods of output"], |seen| seen.bytes() > 0)
+        && all(&["floods of output", FLOODS], |seen| seen.bytes() > 0)
         && all(
             &["starts of silent guests", "resumes of a silent guest", "heads that drip", "bodies that drip"],
             |seen| seen.held() > 0,
@@ -256,6 +286,13 @@ fn a_key_that_runs_every_attack_fails_no_request_of_another_key() {
     let resting = text(&resting, "sandboxID");
     let _ = server.ask_as(other, "POST", &format!("/sandboxes/{resting}/pause"), None).expect(204);
     let arsenal = Arsenal::new(&home, &server);
+
+    // An upgraded connection keeps its place: a sandbox has no more of them than answers that are being sent (A10).
+    let opened: Vec<(TcpStream, String)> = (0..20).map(|_| upgraded(&server, &arsenal.busy)).collect();
+    let count = |status: &str| opened.iter().filter(|(_, answer)| answer == status).count();
+    let statuses = opened.iter().map(|(_, answer)| answer).collect::<Vec<_>>();
+    assert_eq!((count("HTTP/1.1 101"), count("HTTP/1.1 429")), (16, 4), "{statuses:?}");
+    drop(opened);
 
     eprintln!("measuring another key without the attacker");
     let quiet: Vec<Times> = (0..1).map(|number| client(&server, other, number, 3)).collect();
