@@ -55,6 +55,7 @@ impl Changes {
         if review.changes().files.is_empty() {
             eprintln!("sandboxvm: no changes");
         }
+        show::note_branches(&review)?;
         show::note_left_out(review.changes());
         Ok(0)
     }
