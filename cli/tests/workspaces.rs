@@ -116,14 +116,14 @@ fn changes_are_shown_applied_and_discarded() {
             ("same", 0o644, b"same\n"),
             ("new\x1b[2J", 0o644, b"new"),
             ("tool", 0o755, b"#!/bin/sh\n"),
-            (".git/refs/heads/main", 0o644, b"0123\n"),
+            (".git/refs/heads/main", 0o644, b"0123456789abcdef0123456789abcdef01234567\n"),
         ],
         &[],
     );
     let (out, said) = place.succeeds(&["changes", ID]);
     let expected = "modified  a.txt\ndeleted   gone/\ndeleted   gone/x\nadded     new\\u{1b}[2J\nadded     tool\n";
     assert_eq!(out, expected);
-    assert!(said.contains("commits on .git/refs/heads/main stay in the sandbox"), "{said}");
+    assert!(said.contains("branch main is at commit 0123456789ab\n"), "{said}");
     let (out, _) = place.succeeds(&["changes", ID, "--stat"]);
     assert!(out.contains("a.txt") && out.contains("+2 -1") && out.contains("5 changed"), "{out}");
     let (out, _) = place.succeeds(&["changes", ID, "--patch"]);
@@ -140,6 +140,10 @@ fn changes_are_shown_applied_and_discarded() {
     assert!(place.project().join("gone").exists());
     let (out, said) = place.succeeds(&["apply", ID, "--yes", "--allow-exec"]);
     assert!(out.is_empty() && said.contains("skipped 1 change that the host already has"), "{said}");
+    assert!(
+        said.contains("warning: cannot fetch the commits") && said.contains("not the directory of a git"),
+        "{said}"
+    );
     assert!(!place.project().join("gone").exists() && !place.project().join(".git").exists());
     let mode = fs::metadata(place.project().join("tool")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o755);
@@ -151,6 +155,43 @@ fn changes_are_shown_applied_and_discarded() {
     assert_eq!(out, format!("{ID}\n"));
     assert!(!place.sandbox().exists() && place.project().join("tool").exists());
     place.refuses(&["changes", ID], &["sandbox"]);
+}
+
+#[test]
+fn commits_are_fetched_into_the_repository() {
+    let guest = tempfile::tempdir().unwrap();
+    let git = |directory: &Path, arguments: &[&str]| {
+        let mut command = Command::new("git");
+        command.args(["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "safe.directory=*", "-C"]);
+        let output = command.arg(directory).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    git(guest.path(), &["init", "-q", "-b", "main"]);
+    fs::write(guest.path().join("a"), "2").unwrap();
+    git(guest.path(), &["add", "a"]);
+    git(guest.path(), &["commit", "-qm", "two"]);
+    let listed =
+        Command::new("find").args([".git/objects", ".git/refs/heads", "-type", "f"]).current_dir(&guest).output();
+    let paths = String::from_utf8(listed.unwrap().stdout).unwrap();
+    let files: Vec<_> = paths.lines().map(|path| (path, fs::read(guest.path().join(path)).unwrap())).collect();
+    let mut changes: Vec<(&str, u32, &[u8])> = vec![("a", 0o644, b"2")];
+    changes.extend(files.iter().map(|(path, content)| (*path, 0o644, &content[..])));
+    let place = Place::new(&[("a", "1")], &changes, &[]);
+    git(&place.project(), &["init", "-q", "-b", "main"]);
+
+    // Named paths are files only.
+    let (_, said) = place.succeeds(&["apply", ID, "--yes", "a"]);
+    assert!(said.contains("applied 1 change") && !said.contains("commit of"), "{said}");
+    place.refuses(&["apply", ID, "--commits"], &["cannot ask", "--yes"]);
+    let (_, said) = place.succeeds(&["apply", ID, "--yes"]);
+    assert!(said.contains(&format!("fetched 1 commit of main as sandboxvm/{ID}/main")), "{said}");
+    let shown = git(&place.project(), &["show", &format!("sandboxvm/{ID}/main:a")]);
+    assert_eq!(shown, "2");
+    let (_, said) = place.succeeds(&["apply", ID, "--commits", "--yes"]);
+    assert!(said.contains("no new commits"), "{said}");
+    let (out, _) = place.succeeds(&["changes", ID, "--json"]);
+    assert!(out.contains("\"branches\": [\n    {\n      \"name\": \"main\""), "{out}");
 }
 
 #[test]
@@ -170,7 +211,7 @@ fn conflicts_show_both_sides_and_links_need_consent() {
         &[
             "conflict: other: both sides changed it",
             "host:    changed: file of 5 bytes, mode 644, +1 -1 lines",
-            "sandbox: changed: file of 1 bytes, mode 644, +1 -1 lines",
+            "sandbox: changed: file of 1 byte, mode 644, +1 -1 lines",
             "2 conflicts with the host",
             "hint: `--merge`",
         ],

@@ -11,6 +11,7 @@
 
 mod apply;
 mod beneath;
+mod commits;
 mod copy_in;
 mod index;
 mod review;
@@ -21,6 +22,7 @@ pub use apply::{
     plan::{ApplyOptions, Conflict, ConflictKind, Plan, PlanError, Planned, plan},
     recover, recover_until,
 };
+pub use commits::{Branch, CommitsError, Gathered, ObjectId, branches, gather};
 pub use copy_in::{CacheError, CopiedIn, CopyInError, CopyOptions, RulesError, ScanError, copy_in};
 pub use index::{Content, Digest, Entry, Index, Kind, file::IndexError};
 pub use review::{

@@ -6,9 +6,10 @@ use crate::{
     workspace::{self, show},
 };
 use clap::Args;
-use sandboxvm_manager::State as StateOfSandbox;
+use sandboxvm_manager::{Sandbox, State as StateOfSandbox, one_line};
 use sandboxvm_workspace::{
-    ApplyOptions, Conflict, ConflictKind, Extent, Kind, LayerLimits, Plan, Reason, Review, State, apply, plan,
+    ApplyOptions, CommitsError, Conflict, ConflictKind, Extent, Gathered, Kind, LayerLimits, Plan, Reason, Review,
+    State, apply, gather, plan,
 };
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::Path};
 
@@ -17,7 +18,7 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::Path};
 #[command(
     after_help = "All of the changes are applied, or none of them: a path that changed both on the host and in the sandbox is a conflict, and \
                   nothing is applied. An interrupted apply is finished or undone by the next `changes`, `apply`, `discard` or `rm` of the sandbox. Files in .git are never \
-                  applied. The sandbox keeps its changes; `discard` removes it."
+                  applied; new commits are fetched as remote-tracking branches sandboxvm/SANDBOX/BRANCH, unless PATHs are named. The sandbox keeps its changes; `discard` removes it."
 )]
 pub(crate) struct Apply {
     /// Name or ID of the sandbox
@@ -37,6 +38,9 @@ pub(crate) struct Apply {
     /// Merge text files that changed both on the host and in the sandbox, where the changes do not touch
     #[arg(long)]
     merge: bool,
+    /// Only fetch commits, and apply no files
+    #[arg(long, conflicts_with_all = ["paths", "allow_exec", "allow_links", "merge"])]
+    commits: bool,
 }
 
 impl Apply {
@@ -49,6 +53,9 @@ impl Apply {
         }
         let files = runtime::block_on(workspace::files(&sandbox))?;
         let review = Review::open(files, &LayerLimits::default())?;
+        if self.commits {
+            return self.only_commits(&sandbox, &review);
+        }
         let options = ApplyOptions { paths: self.relative(&review), merge: self.merge };
         let plan = plan(&review, &options)?;
         self.consent(&plan)?;
@@ -57,8 +64,10 @@ impl Apply {
         if plan.already() > 0 {
             stdio::notice(format_args!("skipped {} that the host already has", changes(plan.already())));
         }
+        // A sandbox may have made its commits invalid: its files can be applied still.
+        let gathered = if self.paths.is_empty() { gather(&review).unwrap_or_else(commits_stay) } else { None };
         let count = plan.planned().len() as u64;
-        if count == 0 {
+        if count == 0 && gathered.is_none() {
             stdio::notice("there is nothing to apply");
             return Ok(0);
         }
@@ -68,12 +77,30 @@ impl Apply {
             stdio::tell(&show::line(planned.kind, &format!("{}{target}{merged}", show::path(&planned.path))));
         }
         let root = plan.root().display();
-        if !workspace::agrees(&format!("apply {} to {root}?", changes(count)), self.yes)? {
+        let question = match &gathered {
+            Some(gathered) if count == 0 => format!("fetch {} into {root}?", commits(gathered)),
+            Some(gathered) => format!("apply {} to {root}, and fetch {}?", changes(count), commits(gathered)),
+            None => format!("apply {} to {root}?", changes(count)),
+        };
+        if !workspace::agrees(&question, self.yes)? {
             return Err(Failure::new("nothing was applied"));
         }
-        apply(&review, &plan, &sandbox.path())?;
-        stdio::notice(format_args!("applied {} to {root}", changes(count)));
-        Ok(0)
+        if count > 0 {
+            apply(&review, &plan, &sandbox.path())?;
+            stdio::notice(format_args!("applied {} to {root}", changes(count)));
+        }
+        gathered.map_or(Ok(0), |gathered| fetch(&gathered, &sandbox))
+    }
+
+    fn only_commits(&self, sandbox: &Sandbox, review: &Review) -> Result<u8, Failure> {
+        let Some(gathered) = gather(review)? else {
+            stdio::notice("there are no new commits");
+            return Ok(0);
+        };
+        if !workspace::agrees(&format!("fetch {}?", commits(&gathered)), self.yes)? {
+            return Err(Failure::new("nothing was fetched"));
+        }
+        fetch(&gathered, sandbox)
     }
 
     /// Returns the paths relative to the workspace.
@@ -138,8 +165,37 @@ impl Apply {
     }
 }
 
+/// Says why the commits are not fetched.
+fn commits_stay(error: CommitsError) -> Option<Gathered> {
+    stdio::notice(format_args!("warning: {}", one_line(&error.to_string())));
+    None
+}
+
+/// Fetches commits into the repository of the project.
+fn fetch(gathered: &Gathered, sandbox: &Sandbox) -> Result<u8, Failure> {
+    let remote = sandbox.record().name.as_ref().map_or_else(|| sandbox.id().to_string(), ToString::to_string);
+    gathered.fetch(&remote)?;
+    for (branch, count) in gathered.branches() {
+        let (name, count) = (&branch.name, number(*count, "commit"));
+        stdio::notice(format_args!("fetched {count} of {name} as sandboxvm/{remote}/{name}"));
+    }
+    Ok(0)
+}
+
+/// Describes commits that the host lacks.
+fn commits(gathered: &Gathered) -> String {
+    match gathered.branches() {
+        [(branch, count)] => format!("{} of {}", number(*count, "commit"), branch.name),
+        branches => format!("commits of {} branches", branches.len()),
+    }
+}
+
+fn number(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 fn changes(count: u64) -> String {
-    if count == 1 { "1 change".to_owned() } else { format!("{count} changes") }
+    number(count, "change")
 }
 
 /// Describes a conflict with both sides.
@@ -166,7 +222,7 @@ fn conflict_text(conflict: &Conflict) -> String {
 fn side(given: Option<&State>, now: Option<&State>, extent: Option<Extent>) -> String {
     let what = match now.map(|now| &now.kind) {
         None => return if given.is_some() { "deleted".into() } else { "not there".into() },
-        Some(Kind::File(content)) => format!("file of {} bytes", content.size),
+        Some(Kind::File(content)) => format!("file of {}", number(content.size, "byte")),
         Some(Kind::Directory) => "directory".into(),
         Some(Kind::Symlink(target)) => format!("symbolic link to {}", show::path(target)),
     };

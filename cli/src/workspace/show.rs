@@ -3,7 +3,7 @@
 
 use crate::{failure::Failure, output::json, stdio};
 use sandboxvm_manager::{one_line, printable};
-use sandboxvm_workspace::{Change, ChangeKind, Changes, Extent, Kind, Review, State};
+use sandboxvm_workspace::{Change, ChangeKind, Changes, Extent, Kind, Review, State, branches};
 use serde::Serialize;
 use std::{
     fmt::Write as _,
@@ -171,7 +171,15 @@ struct ChangesJson {
     root: String,
     files: Vec<ChangeJson>,
     git: Vec<String>,
+    branches: Vec<BranchJson>,
     left_out: Vec<String>,
+}
+
+/// A branch that the sandbox made or moved.
+#[derive(Debug, Serialize)]
+struct BranchJson {
+    name: String,
+    commit: String,
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -228,7 +236,18 @@ pub(crate) fn json(review: &Review) -> Result<String, Failure> {
     }
     let git = changes.git.iter().map(|change| text(&change.path)).collect();
     let left_out = changes.special.iter().map(|path| text(path)).collect();
-    json::pretty(&ChangesJson { root: text(&review.index().root), files, git, left_out })
+    let branches = branches(review)?;
+    let branches =
+        branches.into_iter().map(|branch| BranchJson { name: branch.name, commit: branch.commit.to_string() });
+    json::pretty(&ChangesJson { root: text(&review.index().root), files, git, branches: branches.collect(), left_out })
+}
+
+/// Prints on stderr which branches the sandbox made or moved.
+pub(crate) fn note_branches(review: &Review) -> Result<(), Failure> {
+    for branch in branches(review)? {
+        stdio::notice(format_args!("branch {} is at commit {:.12}", branch.name, branch.commit.to_string()));
+    }
+    Ok(())
 }
 
 /// Prints on stderr what `apply` will not do, if anything.
@@ -236,13 +255,7 @@ pub(crate) fn note_left_out(changes: &Changes) {
     if !changes.git.is_empty() {
         let count = changes.git.len();
         let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
-        stdio::notice(format_args!("{files} in .git changed; apply never applies files in .git"));
-    }
-    for change in &changes.git {
-        let is_branch = change.path.windows(11).any(|part| part == b"refs/heads/");
-        if is_branch && matches!(&change.new, Some(State { kind: Kind::File(_), .. })) {
-            stdio::notice(format_args!("commits on {} stay in the sandbox", path(&change.path)));
-        }
+        stdio::notice(format_args!("{files} in .git changed; apply never applies files in .git, but fetches new commits"));
     }
     for special in &changes.special {
         stdio::notice(format_args!("{} is a device or named pipe, and is not applied", path(special)));
@@ -293,6 +306,10 @@ mod tests {
             root: "/home/user/project".into(),
             files,
             git: vec![".git/index".into()],
+            branches: vec![BranchJson {
+                name: "main".into(),
+                commit: "0123456789abcdef0123456789abcdef01234567".into(),
+            }],
             left_out: vec!["pipe".into()],
         };
         assert_golden("changes.json", &json::pretty(&all).unwrap());
