@@ -5,7 +5,7 @@ use clap::Command;
 use std::fmt::Write;
 
 /// Every command that is not hidden, in the order in which they are shown.
-const GROUPS: [(&str, &[&str]); 7] = [
+const GROUPS: [(&str, &[&str]); 8] = [
     (
         "Sandboxes",
         &["run", "create", "ls", "inspect", "stats", "cp", "port", "network", "stop", "pause", "resume", "rm"],
@@ -13,6 +13,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("Processes", &["exec", "ps", "logs", "attach", "wait", "kill"]),
     ("Snapshots", &["snapshot", "fork", "reset"]),
     ("Workspaces", &["changes", "apply", "discard"]),
+    ("Volumes", &["volume"]),
     ("Images", &["image", "build", "commit"]),
     ("Server", &["serve", "key", "mcp"]),
     ("Host", &["doctor", "prune", "events", "audit", "completion"]),

@@ -10,9 +10,9 @@ use rustix::system::{RebootCommand, reboot};
 use std::fmt::Display;
 use std::time::Duration;
 
-/// Syncs, leaves the writable disk cleanly unmounted or read-only, and resets the machine.
+/// Syncs, leaves the writable disk and the volumes cleanly unmounted or read-only, and resets the machine.
 pub(crate) fn in_order(notify: &mut NotifyPort) -> ! {
-    boot::mounts::seal_writable_disk();
+    boot::mounts::seal_writable_disks();
     notify.shutting_down();
     reset()
 }

@@ -10,3 +10,4 @@ pub mod file_version;
 pub mod kernel;
 pub mod regular;
 pub mod template;
+pub mod volume;

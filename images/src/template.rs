@@ -25,6 +25,8 @@ const HASH_SEED: &str = "5bd0f6a2-6b0e-4c5e-9a53-8f2d1f0b5e03";
 const EPOCH: &str = "1735689600";
 const FEATURES: &str =
     "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super2,large_file,extra_isize,dir_nlink,uninit_bg";
+const TEMPLATE: FileSystem<'static> =
+    FileSystem { features: FEATURES, uuid: UUID, hash_seed: HASH_SEED, bytes_per_inode: "32768", extended: "" };
 /// mke2fs is in sbin, which is not on every user's PATH.
 const MKE2FS: [&str; 3] = ["/usr/sbin/mke2fs", "/sbin/mke2fs", "mke2fs"];
 
@@ -76,10 +78,10 @@ impl fmt::Display for DiskSize {
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// mke2fs is not installed.
-    #[error("cannot make a writable disk: mke2fs is not installed")]
+    #[error("cannot make a disk: mke2fs is not installed")]
     NoMke2fs,
     /// mke2fs failed.
-    #[error("cannot make a writable disk of {size}: mke2fs failed ({status}): {output}")]
+    #[error("cannot make a disk of {size}: mke2fs failed ({status}): {output}")]
     Mke2fs {
         /// The requested size.
         size: DiskSize,
@@ -154,7 +156,7 @@ pub fn open(directory: &Path, size: DiskSize) -> Result<File, TemplateError> {
         .open(&temporary)
         .map_err(io_error("create", &temporary))?;
     file.set_len(size.0).map_err(io_error("size", &temporary))?;
-    make_file_system(&temporary, size)?;
+    make_file_system(&temporary, size, &TEMPLATE)?;
     file.set_permissions(Permissions::from_mode(0o400)).map_err(io_error("protect", &temporary))?;
     file.sync_all().map_err(io_error("sync", &temporary))?;
     fs::rename(&temporary, &path).map_err(io_error("rename into place", &path))?;
@@ -167,14 +169,27 @@ pub fn installed_mke2fs() -> Option<&'static Path> {
     MKE2FS.iter().map(Path::new).find(|path| path.is_absolute() && path.is_file())
 }
 
-fn make_file_system(path: &Path, size: DiskSize) -> Result<(), TemplateError> {
+/// What distinguishes one kind of file system from another.
+pub(crate) struct FileSystem<'a> {
+    pub(crate) features: &'a str,
+    pub(crate) uuid: &'a str,
+    pub(crate) hash_seed: &'a str,
+    /// Bytes of the disk for each inode.
+    pub(crate) bytes_per_inode: &'a str,
+    /// More of mke2fs's extended options.
+    pub(crate) extended: &'a str,
+}
+
+/// Makes an ext4 file system in the file at `path`, which has `size` bytes and reads as zeros.
+pub(crate) fn make_file_system(path: &Path, size: DiskSize, kind: &FileSystem<'_>) -> Result<(), TemplateError> {
+    let FileSystem { features, uuid, hash_seed, bytes_per_inode, extended } = kind;
     for program in MKE2FS {
         let run = Command::new(program)
-            .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "32768", "-m", "0", "-G", "64"])
-            .args(["-O", FEATURES, "-U", UUID, "-E"])
+            .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", bytes_per_inode, "-m", "0", "-G", "64"])
+            .args(["-O", features, "-U", uuid, "-E"])
             .arg(format!(
                 "lazy_itable_init=1,assume_storage_prezeroed=1,nodiscard,num_backup_sb=0,packed_meta_blocks=1,\
-                 root_owner=0:0,hash_seed={HASH_SEED}"
+                 root_owner=0:0,hash_seed={hash_seed}{extended}"
             ))
             .arg(path)
             // Neither the defaults of the machine nor the time may affect the result.

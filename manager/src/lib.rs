@@ -41,6 +41,7 @@ mod lifecycle;
 mod limits;
 mod listing;
 mod manager;
+mod mounts;
 mod network;
 mod record;
 mod sandbox;
@@ -48,6 +49,7 @@ mod signal_name;
 mod snapshot;
 mod supervision;
 mod vmm;
+mod volumes;
 #[cfg(test)]
 #[path = "../../tests/host/without_fsync.rs"]
 mod without_fsync;
@@ -101,6 +103,7 @@ pub use limits::kept::{CpuShare, CpuShareError, Limits, WantedLimits};
 pub use limits::lifetime::{AtEnd, IdleRule, TimeToLive, WhenIdle};
 pub use listing::{SandboxSummary, Unreadable};
 pub use manager::{FindError, Manager};
+pub use mounts::{MountPath, MountPathError, MountSource, MountSpec, MountedVolume, Mounts, MountsError, Tmpfs};
 pub use network::{
     advice::Advice,
     operator::{NetworkOperator, Permitted, Provided},
@@ -135,6 +138,7 @@ pub use vmm::group::{Containment, containment};
 pub use vmm::last_words::LastWords;
 pub use vmm::state::State;
 pub use vmm::wire::WireError;
+pub use volumes::{Volume, VolumeError, VolumeName, VolumeNameError, VolumeUser};
 pub use workspace::{APPLY_JOURNAL, StoreError, StoredChanges, WorkspaceError, WorkspaceRecord, WorkspaceSpec};
 
 // Values that callers hand in and get back. They are defined where the wires are, and are part of this library's API: no

@@ -5,6 +5,7 @@ use crate::{
     home::directory::{CONFIG, DirectoryError, NETWORK, NETWORK_SECRETS, SandboxDirectory},
     image_defaults::ImageDefaults,
     limits::kept::Limits,
+    mounts::Mounts,
     workspace::WorkspaceRecord,
 };
 use sandboxvm_images::file_version::FileVersion;
@@ -109,6 +110,12 @@ pub struct SandboxRecord {
     /// The workspace of the sandbox, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<WorkspaceRecord>,
+    /// What is mounted beside the root.
+    #[serde(default, skip_serializing_if = "Mounts::is_empty")]
+    pub mounts: Mounts,
+    /// Processes cannot write the root.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only_root: bool,
 }
 
 impl SandboxRecord {
@@ -176,6 +183,8 @@ pub(crate) mod tests {
             network_card: false,
             image_defaults: None,
             workspace: None,
+            mounts: Mounts::default(),
+            read_only_root: false,
         }
     }
 

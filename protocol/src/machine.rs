@@ -27,6 +27,9 @@ pub enum MachineError {
     /// Slot number out of range.
     #[error("invalid slot {0}: must be between 0 and {max}", max = SlotNumber::COUNT - 1)]
     Slot(u8),
+    /// Disk number out of range.
+    #[error("invalid disk {0}: must be between 0 and {max}", max = DiskNumber::COUNT - 1)]
+    Disk(u8),
 }
 
 /// Number of vCPUs, 1 to 8.
@@ -111,6 +114,36 @@ impl From<SlotNumber> for u8 {
 impl fmt::Display for SlotNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Position of a disk of a machine, 0 to 15. The guest has disk 0 as `/dev/vda`, the next as `/dev/vdb`, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct DiskNumber(u8);
+
+impl DiskNumber {
+    /// Maximum number of disks of one machine.
+    pub const COUNT: u8 = 16;
+
+    /// Returns the last letter of its device.
+    #[must_use]
+    pub fn letter(self) -> char {
+        char::from(b'a' + self.0)
+    }
+}
+
+impl TryFrom<u8> for DiskNumber {
+    type Error = MachineError;
+
+    fn try_from(number: u8) -> Result<Self, MachineError> {
+        if number < Self::COUNT { Ok(Self(number)) } else { Err(MachineError::Disk(number)) }
+    }
+}
+
+impl From<DiskNumber> for u8 {
+    fn from(disk: DiskNumber) -> Self {
+        disk.0
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::{
     failure::Failure,
     options::{
-        EnvOptions, MachineOptions, NewSandbox, main_process::MainProcessOptions, network::NetworkOptions,
-        supervision::SupervisionOptions, workspace::WorkspaceOptions,
+        EnvOptions, MachineOptions, NewSandbox, main_process::MainProcessOptions, mounts::MountOptions,
+        network::NetworkOptions, supervision::SupervisionOptions, workspace::WorkspaceOptions,
     },
     process_io::signals::Signals,
     runtime, stdio,
@@ -27,11 +27,14 @@ pub(crate) struct Create {
     network: NetworkOptions,
     #[command(flatten)]
     workspace: WorkspaceOptions,
+    #[command(flatten)]
+    mounts: MountOptions,
 }
 
 impl Create {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         runtime::block_on(async {
+            let (mounts, read_only_root) = (self.mounts.mounts()?, self.mounts.read_only_root());
             let mut signals = Signals::catch()?;
             let env = self.env.texts()?;
             let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
@@ -48,7 +51,7 @@ impl Create {
                 return Ok(signals.exit_code());
             }
             let (services, network) = (self.supervision.services(), self.network.network()?);
-            let new = NewSandbox { image, env, services, network, workspace, ephemeral: false };
+            let new = NewSandbox { image, env, services, network, workspace, mounts, read_only_root, ephemeral: false };
             let Some(started) = self.machine.start(new, true, &mut signals).await? else {
                 return Ok(signals.exit_code());
             };

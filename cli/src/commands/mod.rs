@@ -39,6 +39,7 @@ mod snapshot;
 mod stats;
 mod stop;
 mod supervise;
+mod volume;
 mod wait;
 
 use crate::failure::Failure;
@@ -72,6 +73,7 @@ pub(crate) enum Command {
     Changes(changes::Changes),
     Apply(apply::Apply),
     Discard(discard::Discard),
+    Volume(volume::VolumeCommand),
     Image(image::Image),
     Build(build::Build),
     Commit(commit::Commit),
@@ -121,6 +123,7 @@ impl Command {
             Self::Changes(command) => command.run(),
             Self::Apply(command) => command.run(),
             Self::Discard(command) => command.run(),
+            Self::Volume(command) => command.run(),
             Self::Image(command) => command.run(),
             Self::Build(command) => command.run(),
             Self::Commit(command) => command.run(),

@@ -8,6 +8,7 @@ use crate::{
         image::Image,
         limits,
         main_process::MainProcessOptions,
+        mounts::{self, MountOptions},
         network::NetworkOptions,
         supervision::SupervisionOptions,
         workspace::{self, Workspace, WorkspaceOptions},
@@ -42,6 +43,8 @@ pub(crate) struct Run {
     network: NetworkOptions,
     #[command(flatten)]
     workspace: WorkspaceOptions,
+    #[command(flatten)]
+    mounts: MountOptions,
     /// Program to run instead of the image's entry point and command; "" removes them
     #[arg(long, value_name = "PROGRAM", help_heading = "Process")]
     entrypoint: Option<OsString>,
@@ -71,6 +74,7 @@ impl Run {
 
     async fn attended(mut self) -> Result<u8, Failure> {
         let attendance = self.process.attendance()?;
+        let (mounts, read_only_root) = (self.mounts.mounts()?, self.mounts.read_only_root());
         let mut signals = Signals::catch()?;
         let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
         let command = image.command_line(self.entrypoint.as_ref(), &self.command);
@@ -85,7 +89,16 @@ impl Run {
         let spec = self.process.spec(&command, OnDisconnect::Kill)?;
         let spec = self.main.apply(spec, &command, &image)?;
         let (services, network) = (self.supervision.services(), self.network.network()?);
-        let new = NewSandbox { image, env: Vec::new(), services, network, workspace, ephemeral: !keeps };
+        let new = NewSandbox {
+            image,
+            env: Vec::new(),
+            services,
+            network,
+            workspace,
+            mounts,
+            read_only_root,
+            ephemeral: !keeps,
+        };
         let Some(started) = self.machine.start(new, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
@@ -100,9 +113,16 @@ impl Run {
             let code = outcome?;
             return concluded.map(|()| code);
         }
-        let ended = || started.begin_end();
+        // A machine that is ended immediately leaves its volumes as a power failure would.
+        let ends_at_once = !mounts::writes_volume(started.sandbox());
+        let ended = || {
+            if ends_at_once {
+                started.begin_end();
+            }
+        };
         let outcome = process_io::run(started.sandbox(), spec, &attendance, &mut signals, ended).await;
         limits::warn(started.sandbox(), &warned);
+        mounts::unmount(started.sandbox()).await;
         let removed = started.finish().await;
         let code = outcome?;
         removed?;
@@ -110,6 +130,7 @@ impl Run {
     }
 
     async fn detached(mut self) -> Result<u8, Failure> {
+        let (mounts, read_only_root) = (self.mounts.mounts()?, self.mounts.read_only_root());
         let mut signals = Signals::catch()?;
         let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
         let Some(workspace) = self.workspace(&image, &mut signals).await? else { return Ok(signals.exit_code()) };
@@ -122,7 +143,16 @@ impl Run {
         };
         let (services, network) = (self.supervision.services(), self.network.network()?);
         let settled = spec.is_none();
-        let new = NewSandbox { image, env: Vec::new(), services, network, workspace, ephemeral: false };
+        let new = NewSandbox {
+            image,
+            env: Vec::new(),
+            services,
+            network,
+            workspace,
+            mounts,
+            read_only_root,
+            ephemeral: false,
+        };
         let Some(started) = self.machine.start(new, settled, &mut signals).await? else {
             return Ok(signals.exit_code());
         };

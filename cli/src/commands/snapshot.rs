@@ -153,7 +153,7 @@ impl Verify {
 mod tests {
     use super::*;
     use crate::output::json::tests::{assert_golden, example_memory, example_time};
-    use sandboxvm_manager::{Content, Contents, HostIdentity, HostMode, MemoryFile, Seal, VcpuCount};
+    use sandboxvm_manager::{Content, Contents, HostIdentity, HostMode, MemoryFile, Mounts, Seal, VcpuCount};
 
     #[test]
     fn json_is_pinned() {
@@ -186,6 +186,8 @@ mod tests {
             network_card: false,
             image_defaults: None,
             workspace: None,
+            mounts: Mounts::default(),
+            read_only_root: false,
         };
         let second = SnapshotManifest {
             id: id("cccccccc"),

@@ -6,7 +6,7 @@ use sandboxvm_manager::{
     AdmissionError, AgentError, CTextError, CommitError, ControlError, CopyError, CreateError, ExecError, FileError,
     FileErrorKind, FindError, ForkError, HomeError, HostError, ImageError, InUseError, LineageError, ManifestError,
     NameError, NetworkFailure, ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError, SnapshotError,
-    StartError, State, SuperviseError, audit::AuditError,
+    StartError, State, SuperviseError, VolumeError, audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
 use sandboxvm_oci::registry::RegistryError;
@@ -17,6 +17,7 @@ use std::error::Error;
 const OVERLOADED: &str = "the host may be overloaded";
 const SNAPSHOT_AGAIN: &str = "create the snapshot again";
 const OTHER_VERSION: &str = "use the version of sandboxvm that wrote the file";
+const READ_ONLY_VOLUME: &str = "create a sandbox that mounts the volume with :ro";
 const BUILD: &str = "scripts/quickstart builds it again";
 
 /// Returns the hint for `error` or, if it has none, for what caused it.
@@ -29,6 +30,7 @@ pub(crate) fn of(error: &(dyn Error + 'static)) -> Option<String> {
             .or_else(|| of_the_host(error))
             .or_else(|| of_servers(error))
             .or_else(|| of_workspaces(error))
+            .or_else(|| of_mounts(error))
     })
 }
 
@@ -102,6 +104,28 @@ fn of_workspaces(error: &(dyn Error + 'static)) -> Option<String> {
     }
     match is(error)? {
         ApplyError::OtherRoot(_) => fixed("move the directory back, or `sandboxvm rm -f SANDBOX` gives the apply up"),
+        _ => None,
+    }
+}
+
+/// Volumes, and what else is mounted in sandboxes.
+fn of_mounts(error: &(dyn Error + 'static)) -> Option<String> {
+    match is::<VolumeError>(error) {
+        Some(VolumeError::Unknown(_)) => return fixed("`sandboxvm volume ls` lists the volumes"),
+        Some(VolumeError::Unclean(name)) => {
+            return Some(format!("`sandboxvm run -v {name}:/mnt -- true` mounts it writable and unmounts it"));
+        }
+        Some(VolumeError::InUse { .. }) => {
+            return fixed("`sandboxvm volume ls` lists the sandboxes that have it; remove them first");
+        }
+        Some(_) => return None,
+        None => {}
+    }
+    if let Some(SnapshotError::WritableVolume { .. }) = is(error) {
+        return fixed(READ_ONLY_VOLUME);
+    }
+    match is(error)? {
+        ForkError::WritableVolume { .. } => fixed(READ_ONLY_VOLUME),
         _ => None,
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod image;
 pub(crate) mod limits;
 pub(crate) mod main_process;
+pub(crate) mod mounts;
 pub(crate) mod network;
 pub(crate) mod permitted;
 mod process;
@@ -28,7 +29,7 @@ use crate::{
 use clap::Args;
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{
-    MemorySize, SandboxName, SandboxSpec, StartFrom, StartedSandbox, SupervisionSpec, VcpuCount,
+    MemorySize, Mounts, SandboxName, SandboxSpec, StartFrom, StartedSandbox, SupervisionSpec, VcpuCount,
     over_environment_of_image,
 };
 use std::path::PathBuf;
@@ -74,6 +75,8 @@ pub(crate) struct NewSandbox {
     pub(crate) services: SupervisionSpec,
     pub(crate) network: Option<Network>,
     pub(crate) workspace: Option<Workspace>,
+    pub(crate) mounts: Mounts,
+    pub(crate) read_only_root: bool,
     /// Whether it ends with this program.
     pub(crate) ephemeral: bool,
 }
@@ -105,7 +108,7 @@ impl MachineOptions {
         settled: bool,
         signals: &mut Signals,
     ) -> Result<Option<StartedSandbox>, Failure> {
-        let NewSandbox { image, env, services, network, workspace, ephemeral } = new;
+        let NewSandbox { image, env, services, network, workspace, mounts, read_only_root, ephemeral } = new;
         let mut manager = environment::manager()?;
         let bundle = environment::bundle(self.kernel.clone(), image.file.clone());
         let network = network.map(|Network { spec, operator }| {
@@ -125,6 +128,8 @@ impl MachineOptions {
             services,
             network,
             workspace: workspace.as_ref().map(|workspace| workspace.spec.clone()),
+            mounts,
+            read_only_root,
             ..SandboxSpec::default()
         };
         let starting = tokio::select! {

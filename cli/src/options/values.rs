@@ -5,7 +5,7 @@ use parse_size::{Config, Error};
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{
     CpuShare, DiskOperations, DiskRate, FileCount, MemorySize, OutputRate, ProcessCount, SandboxName, SignalNumber,
-    VcpuCount, signal_by_name,
+    VcpuCount, VolumeName, signal_by_name,
 };
 use std::{ffi::OsString, fmt::Display, time::Duration};
 
@@ -25,6 +25,10 @@ pub(crate) fn signal(text: &str) -> Result<SignalNumber, String> {
 
 pub(crate) fn name(text: &str) -> Result<SandboxName, String> {
     SandboxName::try_from(text.to_owned()).map_err(|error| error.to_string())
+}
+
+pub(crate) fn volume_name(text: &str) -> Result<VolumeName, String> {
+    VolumeName::try_from(text.to_owned()).map_err(expected)
 }
 
 pub(crate) fn size(text: &str) -> Result<u64, String> {

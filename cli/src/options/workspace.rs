@@ -1,7 +1,9 @@
 //! The workspace of a new sandbox: copies a directory of the host in, and stores what the sandbox
 //! changed when its command has ended. Never writes to the directory.
 
-use crate::{environment, failure::Failure, output::progress, process_io::signals::Signals, stdio, workspace};
+use crate::{
+    environment, failure::Failure, options::mounts, output::progress, process_io::signals::Signals, stdio, workspace,
+};
 use clap::Args;
 use sandboxvm_manager::{Sandbox, SandboxName, StoredChanges, WorkspaceSpec};
 use sandboxvm_workspace::{CopiedIn, CopyOptions, copy_in};
@@ -142,6 +144,7 @@ pub(crate) async fn conclude(sandbox: &Sandbox, signals: &mut Signals) -> Result
         _ = signals.next() => return Err(Failure::new("the changes of the workspace were not stored").hinted(stays)),
     };
     let stored = stored.map_err(|error| Failure::new(error).hinted(stays))?;
+    mounts::unmount(sandbox).await;
     sandbox.kill().await?;
     stdio::tell(&said(&name, stored));
     Ok(())

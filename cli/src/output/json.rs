@@ -40,7 +40,9 @@ fn escaped(json: &str) -> String {
 pub(crate) mod tests {
     use super::*;
     use sandboxvm_images::file_version::FileVersion;
-    use sandboxvm_manager::{FileRecord, Limits, MemorySize, SandboxRecord, VcpuCount, WantedLimits};
+    use sandboxvm_manager::{
+        FileRecord, Limits, MemorySize, MountSource, MountSpec, Mounts, SandboxRecord, Tmpfs, VcpuCount, WantedLimits,
+    };
     use std::{
         path::PathBuf,
         time::{Duration, SystemTime, UNIX_EPOCH},
@@ -100,7 +102,26 @@ pub(crate) mod tests {
             network_card: false,
             image_defaults: None,
             workspace: None,
+            mounts: example_mounts(),
+            read_only_root: true,
         }
+    }
+
+    fn example_mounts() -> Mounts {
+        let at = |path: &str| path.to_owned().try_into().unwrap();
+        let volume = |name: &str, read_only, version| MountSource::Volume {
+            name: name.to_owned().try_into().unwrap(),
+            read_only,
+            version,
+        };
+        let version = FileVersion { device: 2049, inode: 132, size: 10 << 30, modified_ns: 1_690_000_000_000_000_000 };
+        let sources = [
+            ("/data", MountSource::HostDirectory { path: "/home/me/data".into(), read_only: true }),
+            ("/models", volume("models", true, Some(version))),
+            ("/root/.cache", volume("cache", false, None)),
+            ("/scratch", MountSource::Tmpfs(Tmpfs { size: Some(64 << 20), mode: Some(0o700), exec: true })),
+        ];
+        Mounts::new(sources.into_iter().map(|(path, source)| MountSpec { at: at(path), source }).collect()).unwrap()
     }
 
     /// The record of a sandbox that was created without options.
@@ -109,7 +130,8 @@ pub(crate) mod tests {
         let (disk_rate, disk_operations) = (disk.rate, disk.operations);
         let processes = 1024.try_into().unwrap();
         let limits = Limits { processes, files, cpu_share, output_rate, disk_rate, disk_operations, must_hold: false };
-        SandboxRecord { name: None, env: vec![], limits, ..example_record(id) }
+        let (mounts, read_only_root) = (Mounts::default(), false);
+        SandboxRecord { name: None, env: vec![], limits, mounts, read_only_root, ..example_record(id) }
     }
 
     #[test]

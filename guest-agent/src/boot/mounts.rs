@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, mount_remount, unmount};
 use rustix::process::{chdir, pivot_root};
 use std::ffi::CStr;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 
 /// Why a file system cannot be mounted.
@@ -203,16 +204,48 @@ pub(super) fn mount_run(on_disk: bool) -> Result<(), MountError> {
     do_mount(&Mount { target: AGENTS_RUN, ..RUN })
 }
 
-/// Leaves the writable disk as after an unmount. Its mount is in no tree, so this mounts it again,
-/// which returns the same file system, and makes it read-only. Processes must have ended before.
-pub(crate) fn seal_writable_disk() {
-    const TARGET: &str = "/run";
+/// Leaves the writable disk and the volumes as after an unmount. The mount of the disk is in no tree, so this
+/// mounts it again, which returns the same file system, and makes it read-only. Volumes too, wherever they
+/// are mounted. Processes must have ended before.
+pub(crate) fn seal_writable_disks() {
     rustix::fs::sync();
-    let sealed = mount("/dev/vdc", TARGET, "ext4", MountFlags::NOATIME, None)
-        .and_then(|()| mount_remount(TARGET, MountFlags::RDONLY, c""));
-    if let Err(errno) = sealed {
+    if let Err(errno) = seal("/dev/vdc") {
         eprintln!("sandboxvm-agent: shutdown: the writable disk is synced but stays marked as in use: {errno}");
     }
+    for disk in writable_volumes() {
+        if let Err(errno) = seal(&disk) {
+            eprintln!("sandboxvm-agent: shutdown: the volume {disk} is synced but stays marked as in use: {errno}");
+        }
+    }
+}
+
+fn seal(disk: &str) -> Result<(), Errno> {
+    const TARGET: &str = "/run";
+    mount(disk, TARGET, "ext4", MountFlags::NOATIME, None)?;
+    mount_remount(TARGET, MountFlags::RDONLY, c"")
+}
+
+/// Returns the devices of the volumes that are mounted writable.
+fn writable_volumes() -> Vec<String> {
+    /// Maximum size of the list of mounts that is read, in bytes.
+    const MAX: u64 = 1 << 20;
+    let mut mounts = String::new();
+    let read = std::fs::File::open("/proc/self/mounts").and_then(|file| file.take(MAX).read_to_string(&mut mounts));
+    if read.is_err() {
+        return Vec::new();
+    }
+    let mut disks: Vec<String> = mounts.lines().filter_map(writable_volume).map(str::to_owned).collect();
+    disks.sort();
+    disks.dedup();
+    disks
+}
+
+/// Returns the device in a line of `/proc/mounts`, if it is a writable volume.
+fn writable_volume(line: &str) -> Option<&str> {
+    let mut words = line.split(' ');
+    let (device, _, kind, options) = (words.next()?, words.next()?, words.next()?, words.next()?);
+    let is_volume = device.starts_with("/dev/vd") && kind == "ext4";
+    (is_volume && options.split(',').next() == Some("rw")).then_some(device)
 }
 
 fn move_dev() -> Result<(), MountError> {

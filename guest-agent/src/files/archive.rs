@@ -73,7 +73,7 @@ pub(super) fn pack_trouble(error: PackError, root: &[u8]) -> Trouble {
     }
 }
 
-fn unpack_trouble(error: UnpackError, root: &[u8]) -> Trouble {
+pub(super) fn unpack_trouble(error: UnpackError, root: &[u8]) -> Trouble {
     let message = error.to_string();
     match error {
         UnpackError::Archive(ReadError::Input(_)) => Trouble::Gone,

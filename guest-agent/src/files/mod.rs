@@ -11,7 +11,7 @@
 //! content   content of files, in and out    archive   trees, in and out
 //! watch     inotify
 //! changes   what the disk has and the image lacks, or a workspace and its slots, as a layer
-//! workspace   mounts one
+//! workspace   mounts one                mount_table  mounts volumes and file systems in memory
 //! boot_traces  what the agent itself changed on the disk
 //! ```
 //! The agent itself never waits for a disk or for a host that reads slowly. It forks (it has one
@@ -33,6 +33,7 @@ mod describer;
 mod details;
 mod failure;
 mod inspect;
+mod mount_table;
 mod mounts;
 mod operation;
 mod watch;

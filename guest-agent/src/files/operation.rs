@@ -4,7 +4,7 @@ use super::changes::Overlay;
 use super::channel::Channel;
 use super::failure::Trouble;
 use super::watch::Watched;
-use super::{archive, below_mounts, change, changes, content, details, inspect, mounts, watch, workspace};
+use super::{archive, below_mounts, change, changes, content, details, inspect, mount_table, mounts, watch, workspace};
 use sandboxvm_protocol::agent::files::{FileOperation, FilePath, FileReply};
 use std::os::fd::OwnedFd;
 
@@ -72,5 +72,6 @@ pub(super) fn run(
         }
         FileOperation::PackWorkspace { lowest } => changes::pack(channel, upper, Overlay::Workspace(lowest)),
         FileOperation::MountWorkspace(request) => workspace::mount_workspace(&request),
+        FileOperation::Mount(table) => mount_table::mount_all(&table),
     }
 }

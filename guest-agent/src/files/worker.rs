@@ -82,6 +82,7 @@ fn is_about_paths(operation: &FileOperation) -> bool {
         FileOperation::PackChanges
             | FileOperation::PackWorkspace { .. }
             | FileOperation::MountWorkspace(_)
+            | FileOperation::Mount(_)
             | FileOperation::ExtractBelowMounts
     )
 }

@@ -24,8 +24,9 @@ impl Server {
         if self.ending != Ending::No {
             return Err(internal("the sandbox is shutting down".to_owned()));
         }
-        if self.role == Role::Service && matches!(request.operation, FileOperation::MountWorkspace(_)) {
-            return Err(bad_request("this agent is not PID 1 of a sandbox: its machine has no slots"));
+        let mounts = matches!(request.operation, FileOperation::MountWorkspace(_) | FileOperation::Mount(_));
+        if self.role == Role::Service && mounts {
+            return Err(bad_request("this agent is not PID 1 of a sandbox: it mounts nothing"));
         }
         if self.file_workers.len() >= MAX_FILE_WORKERS {
             let message = format!("{MAX_FILE_WORKERS} requests about files are under way; wait for one to end");

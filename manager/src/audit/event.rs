@@ -60,6 +60,8 @@ pub enum FileAct {
     MountWorkspace,
     /// The changes of the workspace were read.
     PackWorkspace,
+    /// Volumes and file systems in memory were mounted, or were mounted already.
+    Mount,
 }
 
 /// Whether a use of the network was allowed.
@@ -350,6 +352,7 @@ impl Event {
             FileOperation::Watch { path, .. } | FileOperation::Observe { path, .. } => (FileAct::Watch, path, None),
             FileOperation::Archive { path, .. } => (FileAct::Archive, path, None),
             FileOperation::Extract { path, .. } => (FileAct::Extract, path, None),
+            FileOperation::Mount(_) => return Some(of_the_root(FileAct::Mount)),
             FileOperation::PackChanges => return Some(of_the_root(FileAct::PackChanges)),
             FileOperation::ExtractBelowMounts => return Some(of_the_root(FileAct::Extract)),
             FileOperation::MountWorkspace(mount) => (FileAct::MountWorkspace, &mount.at, None),

@@ -102,6 +102,7 @@ fn examples() -> Vec<Event> {
     events.push(files(FileAct::PackChanges, None, None));
     events.push(files(FileAct::MountWorkspace, None, None));
     events.push(files(FileAct::PackWorkspace, None, None));
+    events.push(files(FileAct::Mount, None, None));
     events
 }
 

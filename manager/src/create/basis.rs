@@ -83,5 +83,7 @@ pub(crate) fn new_record(spec: &SandboxSpec, basis: &Basis) -> Result<SandboxRec
         network_card: spec.network.is_some(),
         image_defaults: spec.image_defaults.clone(),
         workspace: spec.workspace.as_ref().map(WorkspaceRecord::of),
+        mounts: spec.mounts.clone(),
+        read_only_root: spec.read_only_root,
     })
 }

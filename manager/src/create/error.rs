@@ -5,11 +5,13 @@ use crate::{
     guest::{connection::agent::AgentError, error::ExecError},
     home::{directory::DirectoryError, host::HostError, names::NameError},
     limits::admission::AdmissionError,
+    mounts::MountsError,
     network::{secrets::SecretsError, spec::NetworkSpecError},
     record::RecordError,
     snapshot::{error::SnapshotError, lineage::LineageError},
     supervision::SuperviseError,
     vmm::{control::ControlError, descriptors::LaunchError, last_words::LastWords},
+    volumes::VolumeError,
     workspace::WorkspaceError,
 };
 use sandboxvm_images::{bundle::BundleError, template::TemplateError};
@@ -79,6 +81,12 @@ pub enum CreateError {
     /// The sandbox cannot have this workspace.
     #[error(transparent)]
     Workspace(#[from] WorkspaceError),
+    /// The sandbox cannot have these mounts.
+    #[error(transparent)]
+    Mounts(#[from] MountsError),
+    /// A volume cannot be used.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The snapshot to start from does not exist or cannot be used.
     #[error("{0}")]
     Snapshot(#[from] SnapshotError),

@@ -16,9 +16,11 @@ use crate::{
     },
     guest::identity,
     home::{directory::SandboxDirectory, layout::Home},
+    mounts,
     record::SandboxRecord,
     snapshot::lineage::{LineageError, keep_disks},
     vmm::{descriptors::LaunchError, launch::VmmProcess},
+    volumes::open::OpenVolume,
     workspace,
 };
 use std::{fs::File, path::Path};
@@ -36,21 +38,24 @@ pub(crate) struct Launch {
     parts: Parts,
     vmm: VmmProcess,
     slots: Vec<File>,
+    volumes: Vec<OpenVolume>,
     is_first: bool,
 }
 
 impl Launch {
-    /// Spawns the VMM of a new directory, which has the files of the workspace.
+    /// Spawns the VMM of a new directory, which has the files of the workspace. `volumes` are those of the
+    /// record, in its order.
     pub(crate) fn new(
         home: &Home,
         directory: &SandboxDirectory,
         record: &SandboxRecord,
         program: &Path,
+        volumes: Vec<OpenVolume>,
     ) -> Result<Self, LaunchError> {
         let slots = workspace::files::open(directory, record.workspace.as_ref())?;
         let parts = Parts::make(directory)?;
         let vmm = parts.spawn_vmm(home, directory, record, program)?;
-        Ok(Self { parts, vmm, slots, is_first: true })
+        Ok(Self { parts, vmm, slots, volumes, is_first: true })
     }
 
     /// Spawns another VMM in the directory of a sandbox whose VMM has ended.
@@ -59,22 +64,25 @@ impl Launch {
         directory: &SandboxDirectory,
         record: &SandboxRecord,
         program: &Path,
+        volumes: Vec<OpenVolume>,
     ) -> Result<Self, LaunchError> {
         let slots = workspace::files::open(directory, record.workspace.as_ref())?;
         let parts = Parts::renew(directory)?;
         let vmm = parts.spawn_vmm(home, directory, record, program)?;
-        Ok(Self { parts, vmm, slots, is_first: false })
+        Ok(Self { parts, vmm, slots, volumes, is_first: false })
     }
 
     /// Completes the directory for a machine that starts from `beginning`.
     pub(crate) fn prepare<'a>(
         self,
         directory: &SandboxDirectory,
+        record: &SandboxRecord,
         beginning: Beginning<'a>,
         disks: Disks<'a>,
     ) -> Result<Prepared<'a>, LineageError> {
         identity::make_due(directory)?;
         workspace::mounting::make_due(directory)?;
+        mounts::mounting::make_due(directory, record)?;
         keep_disks(directory, disks.agent, disks.image)?;
         let mut lineage = beginning.lineage();
         if self.is_first {
@@ -83,7 +91,8 @@ impl Launch {
             lineage.complete(directory, beginning.files)?;
         }
         let Beginning { source, template, layers, .. } = beginning;
-        Ok(Prepared { parts: self.parts, vmm: self.vmm, disks, source, template, layers, slots: self.slots })
+        let Self { parts, vmm, slots, volumes, .. } = self;
+        Ok(Prepared { parts, vmm, disks, source, template, layers, slots, volumes })
     }
 }
 
@@ -106,6 +115,7 @@ pub(crate) struct Prepared<'a> {
     template: &'a File,
     layers: Vec<File>,
     slots: Vec<File>,
+    volumes: Vec<OpenVolume>,
 }
 
 impl Prepared<'_> {
@@ -124,6 +134,7 @@ impl Prepared<'_> {
             template: self.template,
             layers: &self.layers,
             slots: &self.slots,
+            volumes: &self.volumes,
             tie_to_launcher,
             start: start == Start::Now,
         };

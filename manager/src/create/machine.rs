@@ -16,6 +16,10 @@ use crate::{
         store::{SnapshotFiles, StoredSnapshot},
     },
     vmm::launch::VmmProcess,
+    volumes::{
+        VolumeError,
+        open::{self, OpenVolume},
+    },
 };
 use std::{fs::File, path::Path, time::Duration};
 
@@ -54,9 +58,13 @@ pub(crate) fn boot(
     boot_timeout: Duration,
     visibility: Visibility,
 ) -> Result<StartedSandbox, CreateError> {
-    let launch = launch(&staged, &basis.open.vmm)?;
+    let volumes = match visibility {
+        Visibility::Published => volumes_of(&staged)?,
+        Visibility::Hidden => open::blank(staged.directory(), &staged.record().mounts)?,
+    };
+    let launch = launch(&staged, &basis.open.vmm, volumes)?;
     let beginning = Beginning::boot(staged.directory(), basis)?;
-    let prepared = launch.prepare(staged.directory(), beginning, basis.disks())?;
+    let prepared = launch.prepare(staged.directory(), staged.record(), beginning, basis.disks())?;
     staged.record().write(staged.directory())?;
     let is_tied = staged.record().ephemeral || visibility == Visibility::Hidden;
     let sandbox = match visibility {
@@ -74,7 +82,7 @@ pub(crate) async fn restore(
     boot_timeout: Duration,
 ) -> Result<StartedSandbox, CreateError> {
     from.snapshot.link_workspace_into(staged.directory())?;
-    let launch = launch(&staged, vmm)?;
+    let launch = launch(&staged, vmm, volumes_of(&staged)?)?;
     let mut opened = from.snapshot.files(from.host).await?;
     let prepared = prepare_restored(launch, &staged, from, &mut opened)?;
     staged.record().write(staged.directory())?;
@@ -91,7 +99,7 @@ pub(crate) async fn restore_waiting(
     vmm: &Path,
 ) -> Result<VmmProcess, CreateError> {
     from.snapshot.link_workspace_into(staged.directory())?;
-    let launch = launch(staged, vmm)?;
+    let launch = launch(staged, vmm, volumes_of(staged)?)?;
     let mut opened = from.snapshot.files(from.host).await?;
     let prepared = prepare_restored(launch, staged, from, &mut opened)?;
     Ok(prepared.hand_over(staged.record(), Start::OnRequest, true)?)
@@ -106,19 +114,23 @@ pub(crate) async fn boot_disk(
     boot_timeout: Duration,
 ) -> Result<StartedSandbox, CreateError> {
     from.snapshot.link_workspace_into(staged.directory())?;
-    let launch = launch(&staged, vmm)?;
+    let launch = launch(&staged, vmm, volumes_of(&staged)?)?;
     let (layers, template) = from.snapshot.disk_files().await?;
     let directory = staged.directory();
     let contents = from.contents.clone();
     let beginning = Beginning::boot_disk(directory, from.snapshot, contents, kernel, layers, &template)?;
-    let prepared = launch.prepare(directory, beginning, from.disks)?;
+    let prepared = launch.prepare(directory, staged.record(), beginning, from.disks)?;
     staged.record().write(staged.directory())?;
     let is_tied = staged.record().ephemeral;
     StartedSandbox::launch(staged.publish()?, prepared, is_tied, boot_timeout)
 }
 
-fn launch(staged: &Staged, vmm: &Path) -> Result<Launch, CreateError> {
-    Ok(Launch::new(staged.home(), staged.directory(), staged.record(), vmm)?)
+fn volumes_of(staged: &Staged) -> Result<Vec<OpenVolume>, VolumeError> {
+    open::open_all(staged.home(), &staged.record().mounts)
+}
+
+fn launch(staged: &Staged, vmm: &Path, volumes: Vec<OpenVolume>) -> Result<Launch, CreateError> {
+    Ok(Launch::new(staged.home(), staged.directory(), staged.record(), vmm, volumes)?)
 }
 
 fn prepare_restored<'a>(
@@ -129,5 +141,5 @@ fn prepare_restored<'a>(
 ) -> Result<Prepared<'a>, CreateError> {
     let directory = staged.directory();
     let beginning = Beginning::restore(directory, from.snapshot, from.contents.clone(), opened)?;
-    Ok(launch.prepare(directory, beginning, from.disks)?)
+    Ok(launch.prepare(directory, staged.record(), beginning, from.disks)?)
 }

@@ -16,6 +16,7 @@ use crate::{
         launch::VmmProcess,
         lock,
     },
+    volumes::open::OpenVolume,
 };
 use rustix::fs::OFlags;
 use sandboxvm_protocol::{
@@ -66,6 +67,8 @@ pub(crate) struct MachineFiles<'a> {
     pub(crate) layers: &'a [File],
     /// Of its workspace, bottom up.
     pub(crate) slots: &'a [File],
+    /// In the order of the record.
+    pub(crate) volumes: &'a [OpenVolume],
     pub(crate) tie_to_launcher: bool,
     /// Run immediately, or wait for a request.
     pub(crate) start: bool,
@@ -161,6 +164,10 @@ impl Parts {
         ];
         devices
             .extend(machine.slots.iter().map(|slot| DeviceConfig::Block(DiskConfig::Slot { file: files.add(slot) })));
+        devices.extend(machine.volumes.iter().map(|volume| {
+            let (file, read_only) = (files.add(volume.file()), volume.is_read_only());
+            DeviceConfig::Block(DiskConfig::Volume { file, read_only })
+        }));
         devices.extend([
             DeviceConfig::Rng,
             DeviceConfig::Vsock(VsockConfig { listener: files.add(&self.vsock), cid: GuestCid::DEFAULT }),

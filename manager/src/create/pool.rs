@@ -18,6 +18,7 @@ use crate::{
         started::StartedSandbox,
     },
     manager::Manager,
+    mounts::Mounts,
     network::spec::NetworkSpec,
     supervision::SupervisionSpec,
 };
@@ -85,6 +86,8 @@ impl Pool {
             start_from,
             services,
             workspace: None,
+            mounts: Mounts::default(),
+            read_only_root: false,
             ..spec
         };
         let shared = Arc::new(Shared {

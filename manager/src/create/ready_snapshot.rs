@@ -82,6 +82,10 @@ pub(crate) fn key(contents: &Contents, spec: &SandboxSpec, host: &HostIdentity) 
     if let Some(workspace) = &spec.workspace {
         hash.update(format!("slots {}\n", workspace.slots.len()));
     }
+    // The same holds for volumes, except that a driver sees whether it can write one.
+    for volume in spec.mounts.volumes() {
+        hash.update(if volume.read_only { "volume to read\n" } else { "volume\n" });
+    }
     for word in warm_up::COMMANDS.into_iter().flatten() {
         hash.update(word);
         hash.update("\0");
@@ -157,9 +161,18 @@ async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) ->
     // The file system of the image is part of the key, and so is whether it is a container image. What
     // it says about processes is not.
     let (env, image_defaults) = (Vec::new(), spec.image_defaults.as_ref().map(|_| ImageDefaults::default()));
-    let plain = SandboxSpec { name: None, env, image_defaults, ephemeral: false, limits, services, ..spec.clone() };
-    // The guest reads a slot when its workspace is mounted, which is never done here. So the machines
-    // that are restored can have any files in their slots.
+    let plain = SandboxSpec {
+        name: None,
+        env,
+        image_defaults,
+        ephemeral: false,
+        limits,
+        services,
+        read_only_root: false,
+        ..spec.clone()
+    };
+    // The guest reads slots and volumes when they are mounted, which is never done here. So the machines
+    // that are restored can have any files in their place.
     let slots = spec.workspace.as_ref().map(|workspace| WorkspaceRecord::empty(workspace.slots.len()));
     let record = SandboxRecord { workspace: slots.clone(), ..new_record(&plain, basis)? };
     let staged = Staged::begin(home, record)?;
@@ -224,6 +237,10 @@ fn is_abandoned_lock(path: &Path) -> Result<bool, DirectoryError> {
 mod tests {
     use super::*;
     use crate::{
+        mounts::{
+            MountSpec, Mounts, Tmpfs,
+            spec::tests::{tmpfs, volume},
+        },
         network::spec::NetworkSpec,
         snapshot::{lineage::tests::contents, manifest::tests::example},
         workspace::{WorkspaceSpec, tests::example as example_workspace},
@@ -255,6 +272,15 @@ mod tests {
         assert!(one != base && one != with_slots(Some(example_workspace(2))));
         let elsewhere = WorkspaceSpec { at: "/src".into(), slots: vec!["/other".into()], ..example_workspace(1) };
         assert_eq!(one, with_slots(Some(elsewhere)), "what is in the slots is not part of the machine");
+        let with_mounts = |mounts: Vec<MountSpec>, read_only_root| {
+            let mounts = Mounts::new(mounts).unwrap();
+            key(&contents(), &SandboxSpec { mounts, read_only_root, ..SandboxSpec::default() }, &host)
+        };
+        let one = with_mounts(vec![volume("a", "/a", false)], false);
+        let read_only = with_mounts(vec![volume("a", "/a", true)], false);
+        assert!(one != base && one != read_only && read_only != base);
+        assert_eq!(one, with_mounts(vec![volume("b", "/b", false), tmpfs("/c", Tmpfs::default())], true));
+        assert_eq!(base, with_mounts(vec![tmpfs("/c", Tmpfs::default())], true), "a mount is not part of the machine");
         assert_ne!(base, key(&contents(), &SandboxSpec::default(), &HostIdentity { boot_id: "x".into(), ..host }));
     }
 

@@ -3,7 +3,8 @@
 
 use crate::{
     audit::Origin, create::error::CreateError, guest::process::spec::check_variable, image_defaults::ImageDefaults,
-    limits::kept::WantedLimits, network::spec::NetworkSpec, supervision::SupervisionSpec, workspace::WorkspaceSpec,
+    limits::kept::WantedLimits, mounts::Mounts, network::spec::NetworkSpec, supervision::SupervisionSpec,
+    workspace::WorkspaceSpec,
 };
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_protocol::{
@@ -67,6 +68,12 @@ pub struct SandboxSpec {
     /// The workspace of the sandbox. A sandbox that starts from a named snapshot has that of the
     /// snapshot, and may not have another.
     pub workspace: Option<WorkspaceSpec>,
+    /// What is mounted beside the root. A volume that does not exist is made. A sandbox that starts from a
+    /// named snapshot has the mounts of the snapshot, and may not have others.
+    pub mounts: Mounts,
+    /// Processes cannot write the root: everything outside of the mounts, the workspace and the machine's own
+    /// file systems. A sandbox that starts from a named snapshot has that of the snapshot.
+    pub read_only_root: bool,
     /// Maximum time from the start until the agent listens.
     pub boot_timeout: Duration,
 }
@@ -86,6 +93,8 @@ impl Default for SandboxSpec {
             network: None,
             image_defaults: None,
             workspace: None,
+            mounts: Mounts::default(),
+            read_only_root: false,
             boot_timeout: Duration::from_secs(300),
         }
     }

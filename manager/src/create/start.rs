@@ -12,15 +12,17 @@ use crate::{
         staged::Staged,
         started::StartedSandbox,
     },
-    home::{host::HostIdentity, layout::Home},
+    home::{directory::DirectoryError, host::HostIdentity, layout::Home},
     manager::Manager,
+    mounts::{Mounts, MountsError},
     network::{present, record::NetworkRecord, spec::NetworkSpec},
     record::SandboxRecord,
-    supervision, workspace,
+    supervision, volumes, workspace,
 };
 use futures_util::future::BoxFuture;
 use sandboxvm_images::bundle::{Bundle, Part};
 use sandboxvm_protocol::ids::SandboxName;
+use std::io;
 
 impl Manager {
     /// Starts a machine as `spec` says. Returns while a machine that boots still does so.
@@ -34,7 +36,14 @@ impl Manager {
             check_network(&self.home, spec.network.as_ref())?;
             if let Some(workspace) = &spec.workspace {
                 workspace.check()?;
+                spec.mounts.check_beside_workspace(&workspace.at)?;
             }
+            let needs_certificate =
+                |network: &NetworkSpec| !network.secrets.is_empty() || !network.header_rules.is_empty();
+            if spec.read_only_root && spec.network.as_ref().is_some_and(needs_certificate) {
+                return Err(MountsError::ReadOnlyWithSecrets.into());
+            }
+            self.provide(&spec.mounts).await?;
             match &spec.start_from {
                 StartFrom::Boot => self.start_booting(bundle, spec).await,
                 StartFrom::Ready => self.start_ready(bundle, spec).await,
@@ -42,6 +51,25 @@ impl Manager {
                 StartFrom::SnapshotDisk(name) => self.start_disk_of(bundle, spec, name).await,
             }
         })
+    }
+
+    /// Makes volumes that do not exist.
+    async fn provide(&self, mounts: &Mounts) -> Result<(), CreateError> {
+        if let Some(path) = mounts.host_directory() {
+            return Err(MountsError::NoHostDirectories(path.clone()).into());
+        }
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        let (home, mounts) = (self.home.clone(), mounts.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            volumes::ensure(&home, &mounts)?;
+            // What cannot be had is refused before a ready snapshot is made.
+            volumes::open::open_all(&home, &mounts).map(drop)
+        });
+        let made = made.await;
+        Ok(made
+            .map_err(|error| DirectoryError::new("make a volume in", self.home.volumes(), io::Error::other(error)))??)
     }
 
     async fn start_booting(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {

@@ -25,6 +25,9 @@ pub enum ExecError {
     /// The guest cannot be made to trust the sandbox's certificate authority.
     #[error("cannot make the guest trust the certificate authority of its sandbox: {0}")]
     Authority(String),
+    /// The guest cannot mount what its sandbox has beside the root.
+    #[error("cannot mount what the sandbox has beside its root: {0}")]
+    Mounts(String),
     /// The guest cannot mount the workspace of its sandbox.
     #[error("cannot mount the workspace of the sandbox: {0}")]
     Workspace(String),
@@ -116,9 +119,12 @@ impl ExecError {
             Self::Spec(_) => FailureClass::Invalid,
             Self::Agent(AgentError::Idle(_)) => FailureClass::Unavailable,
             Self::Agent(error) if error.is_disconnect() => FailureClass::Unavailable,
-            Self::Agent(_) | Self::Directory(_) | Self::Audit(_) | Self::Authority(_) | Self::Workspace(_) => {
-                FailureClass::Internal
-            }
+            Self::Agent(_)
+            | Self::Directory(_)
+            | Self::Audit(_)
+            | Self::Authority(_)
+            | Self::Workspace(_)
+            | Self::Mounts(_) => FailureClass::Internal,
             Self::NotRunning { .. }
             | Self::Ended { .. }
             | Self::Vanished { .. }

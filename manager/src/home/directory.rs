@@ -20,6 +20,7 @@
 //! disk.<n>      layers of its disk
 //! slot.<n>, workspace.index   files of its workspace, read-only (`workspace::files`)
 //! workspace.due   empty; its machine may not have mounted its workspace yet (`workspace::mounting`)
+//! mounts.due    empty; its machine may not have mounted what it has beside its root yet (`mounts::mounting`)
 //! workspace/changes.tar   changes of its workspace when its command had ended (`workspace::changes`)
 //! memory.<n>, state.<n>   of snapshots that it started from or was compared with
 //! ```

@@ -13,6 +13,7 @@
 //! contents/         stored hashes of files (see `content`)
 //! audit/            audit logs, which outlive their sandboxes (see `audit`)
 //! workspaces/       copies of directories that sandboxes got as workspaces (see `sandboxvm_workspace`)
+//! volumes/          named volumes (see `volumes`)
 //! images/           container images and the disks made of them (see `sandboxvm_oci::store`)
 //! build/            what builds keep: records of layers, content of cache mounts (see `sandboxvm_build`)
 //! groups/           links to control groups that wait for a VMM (see `group::pool`)
@@ -99,6 +100,7 @@ impl Home {
             home.contents(),
             home.audit(),
             home.groups(),
+            home.volumes(),
         ] {
             create(&path, false)?;
         }
@@ -193,6 +195,10 @@ impl Home {
 
     pub(crate) fn groups(&self) -> PathBuf {
         self.root.join("groups")
+    }
+
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
     }
 
     /// Returns the directory of the audit logs.

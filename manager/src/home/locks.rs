@@ -48,6 +48,8 @@ pub(crate) enum LockClass {
     Supervisor,
     /// `lock` of a sandbox: exclusive for the life of its VMM, shared to keep a VMM from starting.
     Vmm,
+    /// `volumes/<name>`: exclusive while a machine may write the volume, shared while machines read it.
+    Volume,
     /// `staging/` itself: shared between making a directory in it and claiming that, exclusive
     /// while a sweep lists it.
     Staging,

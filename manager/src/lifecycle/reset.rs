@@ -25,6 +25,7 @@ use crate::{
         admission::{self, AdmissionError},
         disk_reservation::DiskReservation,
     },
+    mounts,
     network::pins::KeptPins,
     sandbox::Sandbox,
     snapshot::change::{Change, ChangeError, Running},
@@ -42,6 +43,7 @@ use crate::{
         end::{self, EndError},
         wire::WireError,
     },
+    volumes::{self, VolumeError},
     workspace,
 };
 use futures_util::future::BoxFuture;
@@ -91,6 +93,17 @@ pub enum ResetError {
         /// Name of the snapshot.
         snapshot: SandboxName,
     },
+    /// The machine of the snapshot has other mounts.
+    #[error("cannot reset sandbox {sandbox} to snapshot {snapshot}: they do not have the same mounts")]
+    OtherMounts {
+        /// Name of the sandbox, or its ID if it has none.
+        sandbox: String,
+        /// Name of the snapshot.
+        snapshot: SandboxName,
+    },
+    /// A volume of the sandbox cannot be used.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The sandbox is paused to disk, and can only continue where it stopped.
     #[error("cannot reset sandbox {0}: it is paused on disk and can only be resumed or removed")]
     Parked(String),
@@ -326,6 +339,7 @@ impl Sandbox {
             authority::forget(&self.directory)?;
             workspace::forget(&self.directory)?;
             workspace::mounting::make_due(&self.directory)?;
+            mounts::mounting::make_due(&self.directory, &self.record)?;
             self.trail().note(Event::Reset { to: snapshot.cloned() });
             // The agent of a snapshot is not trusted: it must not keep others from changing the
             // sandbox.
@@ -362,6 +376,7 @@ impl Sandbox {
         identity::make_due(directory)?;
         // The machine has no workspace until it is mounted again, also if this process is killed now.
         workspace::mounting::make_due(directory)?;
+        mounts::mounting::make_due(directory, &self.record)?;
         layers.push(directory.create_file(&top_name)?);
         running.announce(next.clone(), &top_name)?;
         interruption::announce(directory, Interruption::Reset);
@@ -451,10 +466,17 @@ impl Sandbox {
         end::now(&self.home, directory, self.id()).await?;
         drop(room);
         let program = bundle.path(Part::Vmm);
-        let launch = Launch::again(&self.home, directory, &self.record, program)?;
+        // Of the snapshot if there is one, since it says which versions of the volumes its memory has.
+        let mounts = match from {
+            Found::Snapshot(_, snapshot) => &snapshot.manifest.mounts,
+            Found::Beginning => &self.record.mounts,
+            Found::OwnDisk => &self.record.mounts.clone().without_versions(),
+        };
+        let volumes = volumes::open::open_all(&self.home, mounts)?;
+        let launch = Launch::again(&self.home, directory, &self.record, program, volumes)?;
         beginning.contents.vmm = content::at(&self.home, program)?;
         let boots = matches!(beginning.source, Source::Kernel(_));
-        let prepared = launch.prepare(directory, beginning, Disks { agent: &agent, image: &image })?;
+        let prepared = launch.prepare(directory, &self.record, beginning, Disks { agent: &agent, image: &image })?;
         let vmm = prepared.hand_over(&self.record, Start::Now, false)?;
         if boots {
             // The kernel that boots reads what the guest wrote to its disk, so the guest decides
@@ -487,7 +509,13 @@ impl Sandbox {
         if theirs == ours {
             let has_workspace = snapshot.has_workspace_of(record, &self.directory)?;
             let other = ResetError::OtherWorkspace { sandbox: self.label(), snapshot: name.clone() };
-            return if has_workspace { Ok(()) } else { Err(other) };
+            if !has_workspace {
+                return Err(other);
+            }
+            let has_mounts = manifest.mounts.clone().without_versions() == record.mounts.clone().without_versions()
+                && manifest.read_only_root == record.read_only_root;
+            let other = ResetError::OtherMounts { sandbox: self.label(), snapshot: name.clone() };
+            return if has_mounts { Ok(()) } else { Err(other) };
         }
         Err(ResetError::OtherMachine { sandbox: self.label(), ours, snapshot: name.clone(), theirs })
     }

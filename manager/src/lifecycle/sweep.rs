@@ -18,7 +18,7 @@ use crate::{
     lifecycle::paused_to_disk,
     manager::Manager,
     vmm::{group::pool, lock, state},
-    workspace,
+    volumes, workspace,
 };
 use sandboxvm_protocol::ids::SandboxId;
 use serde::Serialize;
@@ -73,6 +73,7 @@ pub(crate) fn abandoned(home: &Home) -> Result<Swept, DirectoryError> {
         let done = sweep_ephemeral(home, &id, &mut swept);
         swept.note(&id, done);
     }
+    swept.remains += volumes::sweep(home)?;
     for (id, path) in entries(&home.trash())? {
         let done = discard::delete(home, &path).map(|()| swept.remains += 1);
         swept.note(&id, done);

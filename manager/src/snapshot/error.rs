@@ -7,6 +7,7 @@ use crate::{
     snapshot::change::ChangeError,
     snapshot::{flatten::FlattenError, lineage::LineageError, manifest::ManifestError, seal::SealError},
     vmm::{control::ControlError, state::State},
+    volumes::{VolumeError, VolumeName},
 };
 use sandboxvm_images::bundle::Part;
 use sandboxvm_protocol::ids::SandboxName;
@@ -29,6 +30,20 @@ pub enum SnapshotError {
         /// The state of the sandbox.
         state: State,
     },
+    /// The memory of the snapshot would have parts of a file system that changes afterwards.
+    #[error(
+        "cannot snapshot sandbox {sandbox}: it can write volume {volume}, which is not part of a snapshot and would be \
+         damaged by a machine that is restored"
+    )]
+    WritableVolume {
+        /// Name of the sandbox, or its ID if it has none.
+        sandbox: String,
+        /// The volume.
+        volume: VolumeName,
+    },
+    /// A volume of the sandbox cannot be found.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The snapshot cannot be restored on this host.
     #[error("the snapshot cannot be used on this host: {0}")]
     OtherHost(String),

@@ -8,6 +8,7 @@ use crate::{
         host::HostIdentity,
     },
     image_defaults::ImageDefaults,
+    mounts::Mounts,
     record::rfc3339,
     snapshot::lineage::Contents,
     workspace::WorkspaceRecord,
@@ -112,6 +113,12 @@ pub struct SnapshotManifest {
     /// its slots are empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<WorkspaceRecord>,
+    /// What is mounted beside the root, with the versions of the volumes. Nothing in a ready snapshot.
+    #[serde(default, skip_serializing_if = "Mounts::is_empty")]
+    pub mounts: Mounts,
+    /// Processes cannot write the root. Never true in a ready snapshot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only_root: bool,
 }
 
 impl SnapshotManifest {
@@ -187,6 +194,8 @@ pub(crate) mod tests {
             network_card: false,
             image_defaults: None,
             workspace: None,
+            mounts: Mounts::default(),
+            read_only_root: false,
         }
     }
 

@@ -22,6 +22,7 @@ use crate::{
     },
     limits::admission,
     manager::Manager,
+    mounts::Mounts,
     sandbox::Sandbox,
     snapshot::{
         change::{Change, Running},
@@ -29,6 +30,7 @@ use crate::{
         lineage::{Files, Kind, Lineage, free_name, share_disks},
     },
     vmm::{control::ControlError, descriptors::LaunchFiles, wire::WireError},
+    volumes,
 };
 use futures_util::future::BoxFuture;
 use rustix::fs::OFlags;
@@ -93,6 +95,9 @@ impl Manager {
 /// Takes a named snapshot if the file system of the home has room for all memory of the sandbox.
 pub(crate) async fn take_named(change: &Change<'_>, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
     let sandbox = change.sandbox();
+    if let Some(volume) = sandbox.record.mounts.writable_volume() {
+        return Err(SnapshotError::WritableVolume { sandbox: sandbox.label(), volume: volume.clone() });
+    }
     let destination = sandbox.home.snapshot(&name);
     if destination.exists() {
         return Err(SnapshotError::Taken(name));
@@ -211,6 +216,11 @@ impl Written {
             network_card: record.network_card,
             image_defaults: record.image_defaults.clone(),
             workspace: record.workspace.clone().filter(|_| name.is_some()),
+            mounts: match name {
+                Some(_) => volumes::open::with_versions(&running.sandbox.home, &record.mounts)?,
+                None => Mounts::default(),
+            },
+            read_only_root: record.read_only_root && name.is_some(),
             memory: memory.into_iter().map(|name| MemoryFile { name, size: record.memory_bytes.bytes() }).collect(),
             disk,
         })

@@ -12,7 +12,7 @@
 //! Files(WriteWithMetadata)   ->    as Write, with File(Details) at the end
 //! Files(Observe)             ->    as Watch, with File(Observed) for File(Changes)
 //! Files(PackChanges | PackWorkspace) -> as Archive, with File(Begun) without an entry
-//! Files(MountWorkspace)      ->    File(Done)
+//! Files(MountWorkspace | Mount) -> File(Done)
 //! the others                 ->    File(Entry), or File(Done) where nothing is left to describe
 //! ```
 //! [`FileReply::Failed`] can replace any reply, also between data, and is the last. Only the credit
@@ -26,8 +26,11 @@ use super::details::{FileDetails, FileMetadata, MAX_DETAILS, Observation};
 pub use super::file_entry::{
     ChangeKind, FileChange, FileEntry, FileKind, FilePath, FilePathError, FileTime, MAX_OWNER, MAX_PATH,
 };
+use super::mounts::MountTable;
 use super::text::CText;
-use super::version::{SINCE_BELOW_MOUNTS, SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_WORKSPACES};
+use super::version::{
+    SINCE_BELOW_MOUNTS, SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_MOUNTS, SINCE_WORKSPACES,
+};
 use super::workspace::WorkspaceMount;
 use crate::{capped, machine::SlotNumber};
 use serde::{Deserialize, Serialize};
@@ -205,6 +208,9 @@ pub enum FileOperation {
         /// The lowest slot of the workspace.
         lowest: SlotNumber,
     },
+    /// Mounts volumes and file systems in memory, and makes the root read-only. Does nothing of it a second
+    /// time. Only root may request it.
+    Mount(MountTable),
 }
 
 impl FileOperation {
@@ -218,6 +224,7 @@ impl FileOperation {
             Self::PackChanges => SINCE_DISK_CHANGES,
             Self::ExtractBelowMounts => SINCE_BELOW_MOUNTS,
             Self::MountWorkspace(_) | Self::PackWorkspace { .. } => SINCE_WORKSPACES,
+            Self::Mount(_) => SINCE_MOUNTS,
             _ => SINCE_FILES,
         }
     }

@@ -37,6 +37,7 @@ pub mod file_entry;
 pub mod files;
 pub mod limits;
 pub mod main_process;
+pub mod mounts;
 pub mod port;
 pub mod process;
 pub mod text;
@@ -50,7 +51,7 @@ pub use exec::{
 pub use text::{CText, CTextError, MAX_ARGUMENT};
 pub use version::{
     SINCE_BELOW_MOUNTS, SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_LIMITS, SINCE_LIMITS_HIT,
-    SINCE_MAIN_PROCESS, SINCE_PORTS, SINCE_PROCESSES, SINCE_WORKSPACES, WIRE,
+    SINCE_MAIN_PROCESS, SINCE_MOUNTS, SINCE_PORTS, SINCE_PROCESSES, SINCE_WORKSPACES, WIRE,
 };
 
 use crate::{capped, frame::Message};

@@ -5,7 +5,7 @@ use crate::frame::Wire;
 
 /// The host <-> agent wire. A snapshot contains an agent, so hosts keep reading all versions from
 /// `oldest` on.
-pub const WIRE: Wire = Wire { magic: *b"SA", version: 7, oldest: 1 };
+pub const WIRE: Wire = Wire { magic: *b"SA", version: 8, oldest: 1 };
 
 /// The first version in which processes can be found by PID: listed, attached to, signalled, and
 /// their output kept.
@@ -37,3 +37,6 @@ pub const SINCE_MAIN_PROCESS: u8 = 7;
 
 /// The first version that mounts workspaces and packs their changes.
 pub const SINCE_WORKSPACES: u8 = 7;
+
+/// The first version that mounts volumes and file systems in memory, and makes the root read-only.
+pub const SINCE_MOUNTS: u8 = 8;

@@ -52,9 +52,18 @@ pub enum DiskConfig {
         /// The file, at most as long as the disk. It may be empty, and is never written.
         file: FdIndex,
     },
+    /// A disk of [`SLOT_CAPACITY`] bytes whose content outlives the machine: the file, then zeros that cannot be
+    /// written. The file keeps its length. As for a slot, a snapshot of a machine whose guest has not used
+    /// the disk yet can be restored with another file.
+    Volume {
+        /// The file, at most as long as the disk. It may be empty.
+        file: FdIndex,
+        /// The guest cannot write it.
+        read_only: bool,
+    },
 }
 
-/// Capacity of every [`DiskConfig::Slot`] in bytes (1 TiB).
+/// Capacity of every [`DiskConfig::Slot`] and [`DiskConfig::Volume`] in bytes (1 TiB).
 pub const SLOT_CAPACITY: u64 = 1 << 40;
 
 /// The vsock device.

@@ -2,7 +2,10 @@
 
 use super::{
     devices::{DeviceConfig, DiskConfig},
-    limits::{FdIndex, MAX_CMDLINE_EXTRA, MAX_DEVICES, MAX_MEMORY_FILES, SINCE_DEVICES, SINCE_NETWORK, SINCE_SLOTS},
+    limits::{
+        FdIndex, MAX_CMDLINE_EXTRA, MAX_DEVICES, MAX_MEMORY_FILES, SINCE_DEVICES, SINCE_NETWORK, SINCE_SLOTS,
+        SINCE_VOLUMES,
+    },
 };
 use crate::{
     capped,
@@ -66,6 +69,7 @@ pub enum MachineSource {
 impl Message for LaunchConfig {
     fn since(&self) -> u8 {
         let of_device = |device: &DeviceConfig| match device {
+            DeviceConfig::Block(DiskConfig::Volume { .. }) => SINCE_VOLUMES,
             DeviceConfig::Block(DiskConfig::Slot { .. }) => SINCE_SLOTS,
             DeviceConfig::Net(_) => SINCE_NETWORK,
             _ => SINCE_DEVICES,

@@ -1,5 +1,6 @@
 //! Limits of the wire, the versions that brought its parts, and how its messages name open files.
 
+use crate::machine::DiskNumber;
 use serde::{Deserialize, Serialize};
 
 /// The version that first had a list of devices in [`super::LaunchConfig`], [`super::ForkRequest`] and [`super::ResetRequest`].
@@ -14,6 +15,9 @@ pub const SINCE_NETWORK: u8 = 3;
 /// The version that first had slots ([`super::DiskConfig::Slot`]).
 pub const SINCE_SLOTS: u8 = 4;
 
+/// The version that first had volumes ([`super::DiskConfig::Volume`]).
+pub const SINCE_VOLUMES: u8 = 5;
+
 /// Largest message in either direction, in bytes.
 pub const MAX_MESSAGE: usize = 256 * 1024;
 
@@ -21,7 +25,7 @@ pub const MAX_MESSAGE: usize = 256 * 1024;
 pub const MAX_FDS: usize = 253;
 
 /// Most disks of one machine.
-pub const MAX_DISKS: usize = 16;
+pub const MAX_DISKS: usize = DiskNumber::COUNT as usize;
 
 /// Maximum number of devices of one machine. The VMM has interrupt lines for fewer.
 pub const MAX_DEVICES: usize = 32;

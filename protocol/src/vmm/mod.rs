@@ -9,7 +9,8 @@
 //! be of different builds (a running sandbox outlives an upgrade).
 //!
 //! **Versions.** A manager launches the VMM of its bundle, which is never older, with a
-//! [`LaunchConfig`] of version 2, of version 3 if the machine has a network card, or of version 4 if it has slots; a VMM also reads the [`v1::LaunchConfig`] of a server that has run
+//! [`LaunchConfig`] of version 2, of version 3 if the machine has a network card, of version 4 if it has slots, or of
+//! version 5 if it has volumes; a VMM also reads the [`v1::LaunchConfig`] of a server that has run
 //! since before an upgrade. The status file says which version a running VMM speaks
 //! ([`VmStatus::wire`]). A client that knows that a VMM speaks version N states N in every frame it
 //! sends, and a VMM answers in the version of the frames that it receives. [`ControlRequest::for_version`]
@@ -29,7 +30,7 @@ pub use devices::{ChildDevice, DeviceConfig, DiskConfig, NetConfig, ResetDevice,
 pub use launch::{ConsoleConfig, LaunchConfig, MachineSource};
 pub use limits::{
     FdIndex, MAX_CMDLINE_EXTRA, MAX_DEVICES, MAX_DISK_LAYERS, MAX_DISKS, MAX_FDS, MAX_FORK_CHILDREN, MAX_MEMORY_FILES,
-    MAX_MESSAGE, SINCE_DEVICES, SINCE_NETWORK, SINCE_REFUSALS, SINCE_SLOTS,
+    MAX_MESSAGE, SINCE_DEVICES, SINCE_NETWORK, SINCE_REFUSALS, SINCE_SLOTS, SINCE_VOLUMES,
 };
 pub use refusal::{Refusal, RefusalKind};
 pub use requests::{
@@ -46,7 +47,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The manager <-> VMM wire.
-pub const WIRE: Wire = Wire { magic: *b"SC", version: 4, oldest: 1 };
+pub const WIRE: Wire = Wire { magic: *b"SC", version: 5, oldest: 1 };
 
 /// A request to a VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -72,14 +72,15 @@ proptest! {
         }
     }
 
-    /// A machine with slots is described in version 4, one with a card in version 3, and any other as
+    /// A machine with volumes is described in version 5, one with slots in version 4, one with a card in version 3, and any other as
     /// by older builds.
     #[test]
-    fn only_cards_and_slots_need_newer_versions(config in launch_config()) {
+    fn only_cards_slots_and_volumes_need_newer_versions(config in launch_config()) {
         use sandboxvm_protocol::frame::Message;
         let has_card = config.devices.iter().any(|device| matches!(device, vmm::DeviceConfig::Net(_)));
         let slot = |device: &_| matches!(device, vmm::DeviceConfig::Block(vmm::DiskConfig::Slot { .. }));
-        let expected = if config.devices.iter().any(slot) { 4 } else if has_card { 3 } else { 2 };
+        let volume = |device: &_| matches!(device, vmm::DeviceConfig::Block(vmm::DiskConfig::Volume { .. }));
+        let expected = if config.devices.iter().any(volume) { 5 } else if config.devices.iter().any(slot) { 4 } else if has_card { 3 } else { 2 };
         prop_assert_eq!(config.since(), expected);
     }
 

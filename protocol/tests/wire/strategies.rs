@@ -3,8 +3,8 @@
 use crate::samples::REFUSALS;
 use proptest::{collection::vec, option, prelude::*};
 use sandboxvm_protocol::{
-    agent::details::*, agent::files::*, agent::limits::*, agent::main_process::*, agent::port::*, agent::process::*,
-    agent::workspace::*, agent::*, ids::*, machine::*, network::*, vmm::*,
+    agent::details::*, agent::files::*, agent::limits::*, agent::main_process::*, agent::mounts::*, agent::port::*,
+    agent::process::*, agent::workspace::*, agent::*, ids::*, machine::*, network::*, vmm::*,
 };
 
 pub fn ctext() -> impl Strategy<Value = CText> {
@@ -135,6 +135,8 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
         Just(FileOperation::PackChanges),
         Just(FileOperation::ExtractBelowMounts),
         slot().prop_map(|lowest| FileOperation::PackWorkspace { lowest }),
+        (vec(mount(), 0..=4), any::<bool>())
+            .prop_map(|(mounts, read_only_root)| FileOperation::Mount(MountTable { mounts, read_only_root })),
         (vec(slot(), 0..=MAX_SLOTS), file_path(), any::<[u32; 2]>()).prop_map(|(slots, at, [uid, gid])| {
             FileOperation::MountWorkspace(WorkspaceMount { slots, at, uid, gid })
         }),
@@ -149,6 +151,19 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
             keep_owner
         }),
     ]
+}
+
+fn mount() -> impl Strategy<Value = Mount> {
+    let disk = (0..DiskNumber::COUNT).prop_map(|number| DiskNumber::try_from(number).expect("in range"));
+    let source = prop_oneof![
+        (disk, any::<bool>()).prop_map(|(disk, read_only)| MountedSource::Volume { disk, read_only }),
+        (any::<Option<u64>>(), any::<u32>(), any::<bool>()).prop_map(|(size, mode, exec)| MountedSource::Tmpfs {
+            size,
+            mode,
+            exec
+        }),
+    ];
+    (file_path(), source).prop_map(|(at, source)| Mount { at, source })
 }
 
 fn slot() -> impl Strategy<Value = SlotNumber> {
@@ -309,6 +324,7 @@ fn disk() -> impl Strategy<Value = DiskConfig> {
         fd().prop_map(|image| DiskConfig::ReadOnly { image }),
         (fd(), vec(fd(), 0..10)).prop_map(|(template, layers)| DiskConfig::Writable { template, layers }),
         fd().prop_map(|file| DiskConfig::Slot { file }),
+        (fd(), any::<bool>()).prop_map(|(file, read_only)| DiskConfig::Volume { file, read_only }),
     ]
 }
 

@@ -14,11 +14,12 @@ use std::{
 
 /// A listing in docs/json.md, its golden files, and those of another listing whose members it also
 /// has.
-const LISTINGS: [(&str, &[&str], &[&str]); 15] = [
+const LISTINGS: [(&str, &[&str], &[&str]); 16] = [
     ("ls", &["ls.json"], &[]),
     ("inspect", &["inspect.json"], &["ls.json"]),
     ("ps", &["ps.json"], &[]),
     ("snapshot ls", &["snapshot-ls.json"], &[]),
+    ("volume ls", &["volume-ls.json"], &[]),
     ("port", &["port.json"], &[]),
     (
         "network show",
@@ -133,6 +134,10 @@ fn listings_of_a_real_sandbox_have_the_shape_of_the_golden_files() {
     let processes = check("ps", &["ps", "--json", "demo"]);
     assert_eq!(processes[0]["pid"].to_string(), pid.trim(), "{processes}");
     check("snapshot ls", &["snapshot", "ls", "--json"]);
+    let _ = home.cli(["volume", "create", "cache"]).run().succeeds();
+    check("volume ls", &["volume", "ls", "--json"]);
+    check("volume ls", &["volume", "inspect", "cache"]);
+    let _ = home.cli(["volume", "rm", "cache"]).run().succeeds();
     check("port", &["port", "--json", "demo"]);
     check("network show", &["network", "show", "--json", "demo"]);
     check("network suggest", &["network", "suggest", "--json", "demo"]);

@@ -1,7 +1,8 @@
-//! Files of a sandbox: copies, streams, watches, and full disks.
+//! Files of a sandbox: copies, streams, watches, full disks, volumes.
 
 mod disk_changes;
 mod full_disk;
 mod transfer;
+mod volumes;
 mod watching;
 mod workspace;

@@ -131,14 +131,14 @@ impl Sandbox {
     }
 
     /// Sends the machine its identity (clock, entropy, hostname, machine-id) if it has not received
-    /// it since it was restored, forked or reset, and makes it mount its workspace. [`Self::exec`] does this automatically; this
+    /// it since it was restored, forked or reset, and makes it mount its workspace and its volumes. [`Self::exec`] does this automatically; this
     /// method is for a caller that hands the sandbox on.
     ///
     /// # Errors
     /// When the agent does not answer or refuses.
     pub async fn settle(&self) -> Result<(), ExecError> {
         match AgentConnection::settle(&self.directory, &self.record).await {
-            Ok(()) => self.mount_workspace().await,
+            Ok(()) => self.mount_all().await,
             Err(error) => Err(self.explain(error).await),
         }
     }

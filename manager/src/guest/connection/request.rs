@@ -32,8 +32,8 @@ impl Sandbox {
     /// Connects, sends a request, and returns the first answer to it. Waits for a sandbox that
     /// still boots.
     pub(crate) async fn send(&self, request: HostMessage) -> Result<(AgentConnection, AgentMessage), ExecError> {
-        if needs_workspace(&request) {
-            self.mount_workspace().await?;
+        if needs_mounts(&request) {
+            self.mount_all().await?;
         }
         let request = match ProcessSpec::of_message(request) {
             Ok(spec) => {
@@ -80,11 +80,13 @@ impl Sandbox {
     }
 }
 
-/// Returns true for a request that the workspace makes a difference to, except the one that mounts it.
-fn needs_workspace(request: &HostMessage) -> bool {
+/// Returns true for a request that workspace and mounts make a difference to, except those that mount them.
+fn needs_mounts(request: &HostMessage) -> bool {
     match request {
         HostMessage::Exec(_) | HostMessage::ExecMain(_) => true,
-        HostMessage::Files(request) => !matches!(request.operation, FileOperation::MountWorkspace(_)),
+        HostMessage::Files(request) => {
+            !matches!(request.operation, FileOperation::MountWorkspace(_) | FileOperation::Mount(_))
+        }
         _ => false,
     }
 }

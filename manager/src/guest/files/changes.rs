@@ -7,6 +7,7 @@ use crate::sandbox::Sandbox;
 use sandboxvm_protocol::{
     agent::{
         files::{FileOperation, FileReply, FileTotals},
+        mounts::MountTable,
         workspace::WorkspaceMount,
     },
     machine::SlotNumber,
@@ -60,6 +61,16 @@ impl<'s> Files<'s> {
         match self.begin(FileOperation::MountWorkspace(mount)).await?.1 {
             FileReply::Done(_) => Ok(()),
             _ => Err(FileError::unexpected("answer to a request to mount a workspace")),
+        }
+    }
+}
+
+impl Files<'_> {
+    /// Mounts volumes and file systems in memory, unless they are mounted.
+    pub(crate) async fn mount(&self, table: MountTable) -> Result<(), FileError> {
+        match self.begin(FileOperation::Mount(table)).await?.1 {
+            FileReply::Done(_) => Ok(()),
+            _ => Err(FileError::unexpected("answer to a request to mount file systems")),
         }
     }
 }

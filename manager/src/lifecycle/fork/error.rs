@@ -9,6 +9,7 @@ use crate::{
     snapshot::{change::ChangeError, flatten::FlattenError, lineage::LineageError},
     supervision::SuperviseError,
     vmm::{control::ControlError, state::State},
+    volumes::VolumeName,
 };
 use std::{io, time::Duration};
 
@@ -21,6 +22,14 @@ pub enum ForkError {
     /// The number of copies is out of range.
     #[error("invalid number of copies {0}: must be between 1 and {MAX_CHILDREN}")]
     Count(u32),
+    /// Two machines would write one file system.
+    #[error("cannot fork sandbox {sandbox}: it can write volume {volume}, and a volume has one writer")]
+    WritableVolume {
+        /// Name of the sandbox, or its ID if it has none.
+        sandbox: String,
+        /// The volume.
+        volume: VolumeName,
+    },
     /// Only a running sandbox can be forked.
     #[error("cannot fork sandbox {sandbox}: it is {state}, and only a running sandbox can be forked")]
     NotRunning {

@@ -15,6 +15,7 @@ use crate::{
     guest::identity,
     home::{host, ids::new_id},
     limits::admission::{self, Request},
+    mounts,
     record::SandboxRecord,
     sandbox::Sandbox,
     snapshot::{
@@ -97,6 +98,9 @@ impl Sandbox {
     async fn fork_with(&self, count: u32, secrets: Secrets) -> Result<Forked, ForkError> {
         if !(1..=MAX_CHILDREN).contains(&count) {
             return Err(ForkError::Count(count));
+        }
+        if let Some(volume) = self.record.mounts.writable_volume() {
+            return Err(ForkError::WritableVolume { sandbox: self.label(), volume: volume.clone() });
         }
         let forked = self.fork_all(count, secrets).await;
         if let Err(error) = &forked {
@@ -223,6 +227,7 @@ impl Sandbox {
         }
         share_disks(&self.directory, directory)?;
         workspace::mounting::inherit_due(directory, &self.directory)?;
+        mounts::mounting::inherit_due(directory, &self.directory, &self.record)?;
         let top_name = free_name(directory, Kind::Disk)?;
         let top = directory.create_file(&top_name)?;
         let disk = lineage.files.disk.iter().cloned().chain([top_name]).collect();

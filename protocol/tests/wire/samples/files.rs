@@ -2,11 +2,11 @@
 
 use super::{Named, path, text};
 use sandboxvm_protocol::{
-    agent::{details::*, files::*, workspace::*},
-    machine::SlotNumber,
+    agent::{details::*, files::*, mounts::*, workspace::*},
+    machine::{DiskNumber, SlotNumber},
 };
 
-pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 20] {
+pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 21] {
     let a = || path("/home/user/a");
     [
         ("stat", false, FileOperation::Stat { path: a(), follow: true }),
@@ -33,11 +33,24 @@ pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 20] {
         ("extract-below-mounts", false, FileOperation::ExtractBelowMounts),
         ("mount-workspace", false, FileOperation::MountWorkspace(mount())),
         ("pack-workspace", false, FileOperation::PackWorkspace { lowest: SlotNumber::FIRST }),
+        ("mount", false, FileOperation::Mount(mount_table())),
     ]
 }
 
 fn mount() -> WorkspaceMount {
     WorkspaceMount { slots: SlotNumber::all().take(2).collect(), at: path("/workspace"), uid: 1000, gid: 50 }
+}
+
+fn mount_table() -> MountTable {
+    let disk = |number: u8| DiskNumber::try_from(number).expect("a valid sample");
+    let sources = [
+        ("/data", MountedSource::Volume { disk: disk(3), read_only: false }),
+        ("/models", MountedSource::Volume { disk: disk(4), read_only: true }),
+        ("/scratch", MountedSource::Tmpfs { size: Some(1 << 26), mode: 0o1777, exec: true }),
+        ("/tmp", MountedSource::Tmpfs { size: None, mode: 0o700, exec: false }),
+    ];
+    let mounts = sources.into_iter().map(|(at, source)| Mount { at: path(at), source }).collect();
+    MountTable { mounts, read_only_root: true }
 }
 
 fn file_entry(kind: FileKind) -> FileEntry {

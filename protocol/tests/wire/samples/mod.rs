@@ -75,7 +75,7 @@ variants! {
     FileOperation {
         Stat {}, List {}, Read {}, Write {}, MakeDirectory {}, Move {}, Remove {}, SetMode {}, SetOwner {}, Watch {},
         Archive {}, Extract {}, Describe {}, ListDetails {}, WriteWithMetadata {}, Observe {}, PackChanges (),
-        ExtractBelowMounts (), MountWorkspace (_), PackWorkspace {},
+        ExtractBelowMounts (), MountWorkspace (_), PackWorkspace {}, Mount (_),
     }
     FileReply { Begun (_), Entry (_), Entries (_), Changes (_), Done (_), Failed (_), Details (_), DetailsPage (_), Observed (_) }
     FileKind {
@@ -88,7 +88,7 @@ variants! {
         NetworkMount (),
     }
     DeviceConfig { Block (_), Vsock (_), Rng (), Balloon (), Net (_) }
-    DiskConfig { ReadOnly {}, Writable {}, Slot {} }
+    DiskConfig { ReadOnly {}, Writable {}, Slot {}, Volume {} }
     ChildDevice { Block {}, Vsock {} }
     ResetDevice { Block {} }
     MachineSource { Boot {}, Snapshot {} }
@@ -293,7 +293,7 @@ pub fn launch_configs() -> Vec<Sample<LaunchConfig>> {
             let covers = disks.chain(message.devices.iter().map(Named::variant)).chain([message.source.variant()]);
             Sample { label, covers: covers.collect(), message }
         })
-        .chain([launch_config_with_card(), launch_config_with_slots()])
+        .chain([launch_config_with_card(), launch_config_with_slots(), launch_config_with_volumes()])
         .collect()
 }
 
@@ -312,6 +312,14 @@ fn launch_config_with_slots() -> Sample<LaunchConfig> {
         config.devices.push(DeviceConfig::Block(DiskConfig::Slot { file: FdIndex(file) }));
     }
     sample("launch-slots", vec!["DiskConfig::Slot"], config)
+}
+
+fn launch_config_with_volumes() -> Sample<LaunchConfig> {
+    let mut config = LaunchConfig::from(launch_configs_v1().remove(0).message);
+    for (file, read_only) in [(10, false), (11, true)] {
+        config.devices.push(DeviceConfig::Block(DiskConfig::Volume { file: FdIndex(file), read_only }));
+    }
+    sample("launch-volumes", vec!["DiskConfig::Volume"], config)
 }
 
 /// What servers send that have run since before an upgrade.

@@ -224,6 +224,17 @@ fn a_copy_with_other_files_than_its_devices_need_is_refused() {
     }
 }
 
+#[test]
+fn a_machine_that_can_write_a_volume_is_not_copied() {
+    for read_only in [false, true] {
+        let mut fds = ReceivedFds::new(vec![blank(1 << 20)]);
+        let volume = DeviceConfig::Block(DiskConfig::Volume { file: FdIndex(0), read_only });
+        let (_, set) = UnbuiltDevices::take(&[volume], &mut fds).unwrap().build(&released()).unwrap();
+        let files = set.take_for_copy(&[], &mut fds).unwrap();
+        assert_eq!(set.copy(files).is_ok(), read_only);
+    }
+}
+
 fn any_fd() -> impl Strategy<Value = FdIndex> {
     (0_u8..8).prop_map(FdIndex)
 }
@@ -235,6 +246,8 @@ fn any_device() -> impl Strategy<Value = DeviceConfig> {
         Just(card()),
         any_fd().prop_map(|image| DeviceConfig::Block(DiskConfig::ReadOnly { image })),
         any_fd().prop_map(|file| DeviceConfig::Block(DiskConfig::Slot { file })),
+        (any_fd(), any::<bool>())
+            .prop_map(|(file, read_only)| DeviceConfig::Block(DiskConfig::Volume { file, read_only })),
         (any_fd(), prop::collection::vec(any_fd(), 0..4))
             .prop_map(|(template, layers)| DeviceConfig::Block(DiskConfig::Writable { template, layers })),
         any_fd().prop_map(|listener| DeviceConfig::Vsock(VsockConfig { listener, cid: GuestCid::DEFAULT })),

@@ -1,4 +1,4 @@
-//! Why a disk cannot be opened.
+//! Why a disk cannot be opened, or a request not carried out.
 
 use super::layered::LayeredDiskError;
 use sandboxvm_protocol::vmm::SLOT_CAPACITY;
@@ -25,4 +25,21 @@ pub enum BlockError {
     /// The host gives no timer.
     #[error("cannot make a timer for a disk: {0}")]
     Timer(io::Error),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RequestError {
+    /// The driver asked for something this disk does not do.
+    #[error("not supported")]
+    Unsupported,
+    /// The driver asked for sectors that are not there, or too many.
+    #[error("outside the disk")]
+    Range,
+    /// The disk is never written.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// The host failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
 }

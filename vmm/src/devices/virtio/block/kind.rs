@@ -65,6 +65,8 @@ enum DiskFiles {
     ReadOnly(Arc<File>),
     /// A file that is shorter than its disk.
     Slot(Arc<File>),
+    /// A file whose content outlives the machine.
+    Volume { file: Arc<File>, read_only: bool },
     /// Layers over a template, oldest first.
     Writable { template: Arc<File>, layers: Vec<File> },
 }
@@ -74,6 +76,9 @@ impl DiskFiles {
         Ok(match config {
             DiskConfig::ReadOnly { image } => {
                 Self::ReadOnly(Arc::new(File::from(fds.take(*image, "a read-only disk")?)))
+            }
+            DiskConfig::Volume { file, read_only } => {
+                Self::Volume { file: Arc::new(File::from(fds.take(*file, "a volume")?)), read_only: *read_only }
             }
             DiskConfig::Slot { file } => Self::Slot(Arc::new(File::from(fds.take(*file, "a slot")?))),
             DiskConfig::Writable { template, layers } => Self::Writable {
@@ -87,7 +92,9 @@ impl DiskFiles {
 impl UnbuiltDevice for UnbuiltDisk {
     fn descriptors(&self) -> Vec<RawFd> {
         match &self.files {
-            DiskFiles::ReadOnly(file) | DiskFiles::Slot(file) => vec![file.as_raw_fd()],
+            DiskFiles::ReadOnly(file) | DiskFiles::Slot(file) | DiskFiles::Volume { file, .. } => {
+                vec![file.as_raw_fd()]
+            }
             DiskFiles::Writable { template, layers } => {
                 std::iter::once(template.as_raw_fd()).chain(layers.iter().map(AsRawFd::as_raw_fd)).collect()
             }
@@ -96,7 +103,8 @@ impl UnbuiltDevice for UnbuiltDisk {
 
     fn largest_file(&self) -> io::Result<u64> {
         match &self.files {
-            DiskFiles::ReadOnly(_) | DiskFiles::Slot(_) => Ok(0),
+            DiskFiles::ReadOnly(_) | DiskFiles::Slot(_) | DiskFiles::Volume { read_only: true, .. } => Ok(0),
+            DiskFiles::Volume { file, .. } => file.metadata().map(|metadata| metadata.len()),
             DiskFiles::Writable { template, .. } => template.metadata().map(|metadata| metadata.len()),
         }
     }
@@ -106,6 +114,9 @@ impl UnbuiltDevice for UnbuiltDisk {
         let (device, disk) = match files {
             DiskFiles::ReadOnly(image) => (BlockDevice::read_only(duplicate(&image)?)?, HostDisk::ReadOnly(image)),
             DiskFiles::Slot(file) => (BlockDevice::slot(duplicate(&file)?)?, HostDisk::Slot(file)),
+            DiskFiles::Volume { file, read_only } => {
+                (BlockDevice::volume(duplicate(&file)?, read_only)?, HostDisk::Volume { file, read_only })
+            }
             DiskFiles::Writable { template, layers } => {
                 let (device, layers) = BlockDevice::writable_and_layers(duplicate(&template)?, layers)?;
                 (device, HostDisk::Writable(WritableDisk { template, layers }))
@@ -127,13 +138,14 @@ struct DiskHost {
 enum HostDisk {
     ReadOnly(Arc<File>),
     Slot(Arc<File>),
+    Volume { file: Arc<File>, read_only: bool },
     Writable(WritableDisk),
 }
 
 impl HostSide for DiskHost {
     fn writable_disk(&self) -> Option<&WritableDisk> {
         match &self.disk {
-            HostDisk::ReadOnly(_) | HostDisk::Slot(_) => None,
+            HostDisk::ReadOnly(_) | HostDisk::Slot(_) | HostDisk::Volume { .. } => None,
             HostDisk::Writable(disk) => Some(disk),
         }
     }
@@ -161,6 +173,12 @@ impl HostSide for DiskHost {
         let files = match &self.disk {
             HostDisk::ReadOnly(image) => DiskFiles::ReadOnly(Arc::clone(image)),
             HostDisk::Slot(file) => DiskFiles::Slot(Arc::clone(file)),
+            // Two machines would write one file system.
+            HostDisk::Volume { read_only: false, .. } => {
+                let source = io::Error::from(io::ErrorKind::Unsupported);
+                return Err(BuildError::Host { what: "a copy of a machine that can write a volume", source });
+            }
+            HostDisk::Volume { file, read_only } => DiskFiles::Volume { file: Arc::clone(file), read_only: *read_only },
             HostDisk::Writable(WritableDisk { template, layers }) => {
                 let layers = lock(layers);
                 let frozen = layers.layers().len().saturating_sub(1);

@@ -1,4 +1,4 @@
-//! virtio-blk (virtio 1.2, 5.2): one queue of requests over a read-only image, a slot or a [`LayeredDisk`].
+//! virtio-blk (virtio 1.2, 5.2): one queue of requests over a read-only image, a slot, a volume or a [`LayeredDisk`].
 //!
 //! Requests are served synchronously on the calling thread, straight between the host file and guest memory, with no
 //! bounce buffer. A VM is one event loop: no thread or ring per disk to pay for in an idle clone, and between two calls
@@ -16,8 +16,10 @@ mod merging;
 mod pace;
 mod request;
 mod scatter;
+mod slot;
 #[cfg(test)]
 mod tests;
+mod volume;
 
 pub use disk::SharedLayeredDisk;
 pub use disks::{DisksError, MergedLayers, Merging, PreparedDisks, WritableDisk, WritableDisks};
@@ -32,8 +34,9 @@ use super::{
     device::{DeviceContext, DeviceError, DeviceType, VirtioDevice, read_config_space},
     resume::Resume,
 };
-use disk::{Disk, RawImage, Slot};
+use disk::{Disk, RawImage};
 use request::{DiskId, QUEUE_SIZE, Request};
+use slot::SlotFile;
 use std::{
     fs::File,
     os::fd::{AsFd, BorrowedFd},
@@ -47,6 +50,7 @@ use virtio_bindings::{
     virtio_ring::VIRTIO_RING_F_EVENT_IDX,
 };
 use virtio_queue::QueueT;
+use volume::Volume;
 
 /// Block device (virtio 1.2, 5.2).
 const TYPE: DeviceType = DeviceType::new(2, "Block");
@@ -83,7 +87,16 @@ impl BlockDevice {
     /// # Errors
     /// When the file is longer than that.
     pub fn slot(file: File) -> Result<Self, BlockError> {
-        Self::new(Disk::Slot(Slot::new(file)?), "sandboxvm-slot")
+        Self::new(Disk::Slot(SlotFile::new(file)?), "sandboxvm-slot")
+    }
+
+    /// A disk whose content outlives the machine: `file`, then zeros that cannot be written up to
+    /// [`SLOT_CAPACITY`](sandboxvm_protocol::vmm::SLOT_CAPACITY).
+    ///
+    /// # Errors
+    /// When the file is longer than that.
+    pub fn volume(file: File, read_only: bool) -> Result<Self, BlockError> {
+        Self::new(Disk::Volume(Volume::new(file, read_only)?), "sandboxvm-volume")
     }
 
     /// A disk of copy-on-write `layers`, oldest first, over a raw `template`; see [`LayeredDisk::open`].

@@ -5,7 +5,8 @@
 //! one.
 
 use super::{
-    disk::{BLOCK_SECTORS, Disk, RequestError, SECTOR},
+    disk::{BLOCK_SECTORS, Disk, SECTOR},
+    error::RequestError,
     pace::Cost,
 };
 use crate::devices::virtio::{
@@ -121,11 +122,11 @@ impl<'m> Request<'m> {
     fn carry_out(&mut self, disk: &Disk, id: &DiskId) -> Result<(), RequestError> {
         match self.kind {
             VIRTIO_BLK_T_IN => {
-                let offset = checked_range(disk, self.sector, self.to_driver.len())?;
+                let offset = checked_range(disk.sectors(), self.sector, self.to_driver.len())?;
                 disk.read(offset, &mut self.to_driver)
             }
             VIRTIO_BLK_T_OUT => {
-                let offset = checked_range(disk, self.sector, self.from_driver.len())?;
+                let offset = checked_range(disk.writable_sectors(), self.sector, self.from_driver.len())?;
                 disk.write(offset, &mut self.from_driver)
             }
             VIRTIO_BLK_T_FLUSH => disk.flush(),
@@ -176,20 +177,21 @@ fn clear_range(disk: &Disk, range: &[u8], discard: bool) -> Result<(u64, u64), R
         return Err(RequestError::Range);
     }
     let length = u64::from(count) * SECTOR;
-    Ok((byte_range(disk, u64::from_le_bytes(*sector), length)?, length))
+    Ok((byte_range(disk.writable_sectors(), u64::from_le_bytes(*sector), length)?, length))
 }
 
-/// Checks a read or write of `length` bytes at `sector`; returns its byte offset.
-fn checked_range(disk: &Disk, sector: u64, length: u64) -> Result<u64, RequestError> {
+/// Checks a read or write of `length` bytes at `sector`, of which the driver may use those below `sectors`; returns its
+/// byte offset.
+fn checked_range(sectors: u64, sector: u64, length: u64) -> Result<u64, RequestError> {
     if !length.is_multiple_of(SECTOR) || length > REQUEST_BYTES_MAX {
         return Err(RequestError::Range);
     }
-    byte_range(disk, sector, length)
+    byte_range(sectors, sector, length)
 }
 
-fn byte_range(disk: &Disk, sector: u64, length: u64) -> Result<u64, RequestError> {
+fn byte_range(sectors: u64, sector: u64, length: u64) -> Result<u64, RequestError> {
     let end = sector.checked_add(length / SECTOR).ok_or(RequestError::Range)?;
-    if end > disk.sectors() {
+    if end > sectors {
         return Err(RequestError::Range);
     }
     Ok(sector * SECTOR)

@@ -336,3 +336,69 @@ fn an_image_cut_under_the_guest_is_an_io_error() {
     assert_eq!(read_sectors(&mut driver, 0, 8), (0..8).flat_map(sector).collect::<Vec<_>>());
     assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 8, &[Part::Writable(DATA, 512)]), IOERR);
 }
+
+fn volume(file: &File, read_only: bool) -> MockDriver {
+    MockDriver::live(Box::new(BlockDevice::volume(file.try_clone().unwrap(), read_only).unwrap()))
+}
+
+#[test]
+fn a_volume_is_its_file_and_nothing_behind_it_is_written() {
+    let file = image();
+    let mut driver = volume(&file, false);
+    assert_eq!(write_sectors(&mut driver, 2, &[0xee; 1024]), OK);
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
+    let mut content = [0; 1024];
+    file.read_exact_at(&mut content, 2 * 512).unwrap();
+    assert_eq!(content, [0xee; 1024]);
+    // The file keeps its length, whatever the driver writes.
+    let sectors = SLOT_CAPACITY / 512;
+    for (first, count) in [(127, 2), (128, 1), (sectors - 1, 1), (sectors, 1)] {
+        assert_eq!(write_sectors(&mut driver, first, &vec![0xee; count * 512]), IOERR, "{first}");
+    }
+    for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+        assert_eq!(clear(&mut driver, kind, &[(0, 8, 0), (127, 2, 0)]), IOERR);
+    }
+    assert_eq!(file.metadata().unwrap().len(), 128 * 512);
+    assert_eq!(read_sectors(&mut driver, 127, 2), [sector(127), vec![0; 512]].concat());
+    assert_eq!(read_sectors(&mut driver, 0, 2), [sector(0), sector(1)].concat());
+}
+
+#[test]
+fn discarded_blocks_of_a_volume_are_holes_of_its_file() {
+    use std::os::unix::fs::MetadataExt;
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&vec![0xee; 1 << 20], 0).unwrap();
+    file.sync_all().unwrap();
+    let before = file.metadata().unwrap().blocks();
+    let mut driver = volume(&file, false);
+    assert_eq!(clear(&mut driver, VIRTIO_BLK_T_DISCARD, &[(0, 1024, 0), (1500, 0, 0)]), OK);
+    assert_eq!(clear(&mut driver, VIRTIO_BLK_T_WRITE_ZEROES, &[(1025, 3, 0)]), OK);
+    assert!(file.metadata().unwrap().blocks() <= before / 2 + 8, "no space was returned");
+    assert_eq!(read_sectors(&mut driver, 1023, 1), [0; 512]);
+    assert_eq!(read_sectors(&mut driver, 1024, 5), [[0xee; 512].as_slice(), &[0; 3 * 512], &[0xee; 512]].concat());
+}
+
+#[test]
+fn a_volume_to_read_is_never_written() {
+    let file = image();
+    let mut driver = volume(&file, true);
+    assert_eq!(write_sectors(&mut driver, 0, &[0xee; 512]), IOERR);
+    assert_eq!(clear(&mut driver, VIRTIO_BLK_T_DISCARD, &[(0, 8, 0)]), UNSUPP);
+    assert_eq!(clear(&mut driver, VIRTIO_BLK_T_WRITE_ZEROES, &[(0, 8, 0)]), UNSUPP);
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_FLUSH, 0, &[]), UNSUPP);
+    assert_eq!(read_sectors(&mut driver, 0, 128), (0..128).flat_map(sector).collect::<Vec<_>>());
+}
+
+#[test]
+fn volumes_look_the_same_whatever_their_file_is() {
+    let config = |device: &BlockDevice| {
+        let mut config = [0; 64];
+        device.read_config(0, &mut config);
+        (config, device.offered_features())
+    };
+    for read_only in [false, true] {
+        let blank = BlockDevice::volume(tempfile::tempfile().unwrap(), read_only).unwrap();
+        assert_eq!(config(&blank), config(&BlockDevice::volume(image(), read_only).unwrap()));
+        assert_eq!(blank.offered_features() & (1 << VIRTIO_BLK_F_RO) != 0, read_only);
+    }
+}

@@ -1,0 +1,14 @@
+//! What a sandbox has mounted beside its root: volumes, file systems in memory, directories of the host.
+//! May not know what a volume or a directory contains.
+//!
+//! ```text
+//! spec       what is mounted where, also in the record of a sandbox      path   where in the guest
+//! mounting   tells the agent to mount it
+//! ```
+
+pub(crate) mod mounting;
+mod path;
+pub(crate) mod spec;
+
+pub use path::{MountPath, MountPathError};
+pub use spec::{MountSource, MountSpec, MountedVolume, Mounts, MountsError, Tmpfs};

@@ -1,0 +1,130 @@
+//! Tells the agent to mount everything that a sandbox has beside its root, before anything else uses the
+//! guest.
+//!
+//! The file `mounts.due` in the directory of a sandbox means that its machine may not have mounted it yet.
+//! Repeating the request is harmless.
+
+use super::spec::{MountSource, Mounts, Tmpfs};
+use crate::{
+    guest::{
+        error::ExecError,
+        files::{FileError, Files},
+    },
+    home::directory::{DirectoryError, SandboxDirectory},
+    record::SandboxRecord,
+    sandbox::Sandbox,
+};
+use futures_util::future::BoxFuture;
+use sandboxvm_protocol::{
+    agent::{
+        files::{FilePath, FilePathError},
+        mounts::{Mount, MountTable, MountedSource},
+    },
+    machine::{DiskNumber, MachineError},
+};
+
+const DUE: &str = "mounts.due";
+/// Disks of every machine: the agent's, the image and the writable one.
+const DISKS_BEFORE: usize = 3;
+/// Mode of a file system in memory for which none is given.
+const TMPFS_MODE: u32 = 0o1777;
+
+/// Why the request cannot be made.
+#[derive(Debug, thiserror::Error)]
+enum TableError {
+    /// A path is too long, or contains a NUL.
+    #[error(transparent)]
+    Path(#[from] FilePathError),
+    /// There are too many disks.
+    #[error(transparent)]
+    Disk(#[from] MachineError),
+}
+
+/// Returns true if a sandbox has anything beside its root, or a root that is read-only.
+fn has_any(record: &SandboxRecord) -> bool {
+    !record.mounts.is_empty() || record.read_only_root
+}
+
+/// Records that the machine of `directory` has to mount what its sandbox has.
+pub(crate) fn make_due(directory: &SandboxDirectory, record: &SandboxRecord) -> Result<(), DirectoryError> {
+    if !has_any(record) || directory.has(DUE) { Ok(()) } else { directory.create_file(DUE).map(drop) }
+}
+
+/// Records that a copy of the machine of `of` has to mount it, if that machine has not.
+pub(crate) fn inherit_due(
+    directory: &SandboxDirectory,
+    of: &SandboxDirectory,
+    record: &SandboxRecord,
+) -> Result<(), DirectoryError> {
+    if of.has(DUE) { make_due(directory, record) } else { Ok(()) }
+}
+
+impl Sandbox {
+    /// Mounts the workspace and everything else if that is due. The root becomes read-only last.
+    pub(crate) fn mount_all(&self) -> BoxFuture<'_, Result<(), ExecError>> {
+        Box::pin(async move {
+            self.mount_workspace().await?;
+            let SandboxRecord { mounts, read_only_root, .. } = &self.record;
+            if !has_any(&self.record) || !self.directory.has(DUE) {
+                return Ok(());
+            }
+            let failed = |error: FileError| match error {
+                FileError::Sandbox(error) => error,
+                error => ExecError::Mounts(error.to_string()),
+            };
+            let slots = self.record.workspace.as_ref().map_or(0, |workspace| workspace.slots.len());
+            let table = table(mounts, *read_only_root, DISKS_BEFORE + slots);
+            let table = table.map_err(|error| ExecError::Mounts(error.to_string()))?;
+            Files::of(self).mount(table).await.map_err(failed)?;
+            Ok(self.directory.unlink(DUE)?)
+        })
+    }
+}
+
+/// Returns the request. The first volume is disk `first`.
+fn table(mounts: &Mounts, read_only_root: bool, first: usize) -> Result<MountTable, TableError> {
+    let mut disks = (first..).map(|number| u8::try_from(number).unwrap_or(u8::MAX));
+    let mut entries = Vec::new();
+    for mount in mounts.iter() {
+        let source = match &mount.source {
+            MountSource::Volume { read_only, .. } => {
+                let disk = DiskNumber::try_from(disks.next().unwrap_or(u8::MAX))?;
+                MountedSource::Volume { disk, read_only: *read_only }
+            }
+            MountSource::Tmpfs(Tmpfs { size, mode, exec }) => {
+                MountedSource::Tmpfs { size: *size, mode: mode.unwrap_or(TMPFS_MODE), exec: *exec }
+            }
+            // No sandbox has one yet.
+            MountSource::HostDirectory { .. } => continue,
+        };
+        entries.push(Mount { at: FilePath::try_from(mount.at.as_str())?, source });
+    }
+    Ok(MountTable { mounts: entries, read_only_root })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mounts::spec::tests::{tmpfs, volume};
+
+    #[test]
+    fn volumes_are_the_disks_behind_the_workspace_in_the_order_of_their_paths() {
+        let mounts = vec![
+            volume("b", "/b", true),
+            tmpfs("/aa", Tmpfs { size: Some(4096), ..Tmpfs::default() }),
+            volume("a", "/a", false),
+        ];
+        let table = table(&Mounts::new(mounts).unwrap(), true, DISKS_BEFORE + 2).unwrap();
+        let seen: Vec<_> = table.mounts.iter().map(|mount| (mount.at.as_bytes(), mount.source.clone())).collect();
+        let disk = |number: u8| DiskNumber::try_from(number).unwrap();
+        assert_eq!(
+            seen,
+            [
+                (&b"/a"[..], MountedSource::Volume { disk: disk(5), read_only: false }),
+                (b"/aa", MountedSource::Tmpfs { size: Some(4096), mode: 0o1777, exec: false }),
+                (b"/b", MountedSource::Volume { disk: disk(6), read_only: true }),
+            ]
+        );
+        assert!(table.read_only_root);
+    }
+}

@@ -1,0 +1,102 @@
+//! Volumes, file systems in memory and a read-only root, in real guests: what is kept, what is refused, and
+//! what a machine that is killed leaves.
+
+use rustix::process::{Pid, Signal, kill_process};
+use sandboxvm_tests::home::{Home, SMALL, Sandbox};
+use std::os::unix::fs::MetadataExt;
+
+/// Two volumes to write. All machines with these are of one kind, so the kernel boots once.
+const WRITER: [&str; 6] = ["-m", SMALL, "-v", "cache:/data", "-v", "small:/etc/skel"];
+const READER: [&str; 4] = ["-m", SMALL, "-v", "cache:/data:ro"];
+
+fn kill_vmm(sandbox: &Sandbox<'_>) {
+    let pid = i32::try_from(sandbox.vmm_pid()).ok().and_then(Pid::from_raw).expect("a VMM runs");
+    kill_process(pid, Signal::KILL).expect("root may end it");
+}
+
+#[test]
+fn volumes_outlive_machines_and_have_one_writer() {
+    let Some(home) = Home::with_kvm() else { return };
+    let refused = |arguments: &[&str], reasons: &[&str]| {
+        let _ = home.cli(arguments).run().fails_with(reasons);
+    };
+    let _ = home.cli(["volume", "create", "small", "--size", "64M"]).run().succeeds();
+    let beside = ["--name", "writer", "--read-only", "--tmpfs", "/scratch:size=1M,mode=0700"];
+    let writer = home.create(&[&WRITER[..], &beside].concat());
+    let said = |script: &str| writer.sh(script).succeeds().out();
+
+    // The root is read-only, and what is mounted is not.
+    assert!(writer.sh("touch /root/x").err().contains("Read-only file system"));
+    assert_eq!(said("echo a >/data/a; echo b >/scratch/b; echo c >/dev/shm/c; cat /data/a /scratch/b"), "a\nb\n");
+    assert_eq!(said("stat -c '%a %T' -f /scratch; stat -c %a /scratch").lines().last(), Some("700"));
+    assert!(writer.sh("head -c 2M /dev/zero >/scratch/big").err().contains("No space left"));
+    assert!(writer.sh("cp /bin/true /scratch/; /scratch/true").err().contains("Permission denied"));
+    let _ = home.cli(["cp", "/etc/hostname", "writer:/root/x"]).run().fails_with(&["ead-only"]);
+    let _ = home.cli(["cp", "/etc/hostname", "writer:/data/hostname"]).run().succeeds();
+    // A new volume has the content of the image's directory, and no directory of mke2fs.
+    assert_eq!(said("ls -A /data"), "a\nhostname\n");
+    assert!(said("ls -A /etc/skel; stat -c '%U %a' /etc/skel").contains(".bashrc\n"));
+    assert!(said("grep ' /data ' /proc/mounts").contains("nodev"));
+
+    // A full volume is full in the guest, and takes no more than its size on the host.
+    let small = home.path().join("volumes/small");
+    let _ = said("fallocate -l 48M /etc/skel/room");
+    assert!(writer.sh("head -c 16M /dev/zero >/etc/skel/big").err().contains("No space left"));
+    let _ = said("sync -f /etc/skel");
+    let full = small.metadata().expect("it is a file");
+    assert_eq!(full.len(), 64 << 20);
+    let _ = said("rm /etc/skel/big /etc/skel/room; sync -f /etc/skel; sync");
+    let left = small.metadata().expect("it is a file").blocks() * 512;
+    assert!(left < full.blocks() * 256, "{left} bytes are left of {} blocks", full.blocks());
+
+    // One writer, or readers.
+    refused(&[&["create"], &WRITER[..]].concat(), &["mounted in sandbox writer", "one writer"]);
+    refused(&[&["create"], &READER[..]].concat(), &["mounted in sandbox writer"]);
+    refused(&["snapshot", "create", "writer", "kept"], &["can write volume", "hint", ":ro"]);
+    refused(&["fork", "writer"], &["can write volume", "one writer"]);
+    refused(&["volume", "rm", "cache"], &["sandbox writer uses it"]);
+
+    // What was synced is there after the machine was killed, and only a writer can replay the journal.
+    let _ = said("echo synced >/data/synced; sync /data/synced");
+    kill_vmm(&writer);
+    refused(&[&["create"], &READER[..]].concat(), &["was not unmounted cleanly", "mounts it writable"]);
+    let _ = home.cli(["reset", "writer"]).run().succeeds();
+    assert_eq!(said("cat /data/synced"), "synced\n");
+    assert!(writer.sh("touch /root/x").err().contains("Read-only file system"), "after a reset");
+    assert_eq!(said("ls -A /scratch | wc -l"), "0\n");
+    let _ = home.cli(["pause", "writer"]).run().succeeds();
+    let _ = home.cli(["resume", "writer"]).run().succeeds();
+    let _ = said("echo stopped >/data/stopped");
+    let _ = home.cli(["stop", "-t", "1s", "writer"]).run().succeeds();
+
+    // Readers.
+    let reader = home.create(&[&READER[..], &["--name", "reader", "--read-only"]].concat());
+    assert_eq!(reader.sh("cat /data/stopped").succeeds().out(), "stopped\n");
+    assert!(reader.sh("touch /data/x").err().contains("Read-only file system"));
+    let around = "mount -o remount,rw /data || dd if=/dev/zero of=/dev/vdd bs=4096 count=1 conv=fsync";
+    assert_ne!(reader.sh(around).code(), Some(0), "root wrote a volume that is read-only");
+    refused(&["reset", "writer"], &["mounted in sandbox reader"]);
+    let copy = home.cli(["fork", "reader"]).run().succeeds().out();
+    let read_and_write = ["sh", "-c", "cat /data/a; ! touch /root/x"];
+    let _ = home.cli(["exec", copy.trim(), "--"]).args(read_and_write).run().succeeds();
+    let _ = home.cli(["snapshot", "create", "reader", "kept"]).run().succeeds();
+    for sandbox in [copy.trim(), "reader", "writer"] {
+        let _ = home.cli(["rm", "-f", sandbox]).run().succeeds();
+    }
+    let restored = home.create(&["--from", "kept"]);
+    assert_eq!(restored.sh("cat /data/synced; ! touch /root/x").succeeds().out(), "synced\n");
+    restored.remove();
+
+    // `run` unmounts its volumes, and what it writes makes a snapshot of a reader useless.
+    let write = [&["run"], &WRITER[..], &["--", "sh", "-c", "echo run >/data/run"]].concat();
+    let _ = home.cli(&write).run().succeeds();
+    refused(&["create", "--from", "kept"], &["volume cache was written"]);
+    let _ = home.cli(["snapshot", "rm", "kept"]).run().succeeds();
+    let read = [&["run"], &READER[..], &["--", "cat", "/data/run"]].concat();
+    assert_eq!(home.cli(&read).run().succeeds().out(), "run\n");
+    let _ = home.cli(["volume", "prune"]).run().succeeds();
+    assert_eq!(home.cli(["volume", "ls", "-q"]).run().succeeds().out(), "cache\nsmall\n");
+    let _ = home.cli(["volume", "prune", "--all"]).run().succeeds();
+    assert_eq!(home.cli(["volume", "ls", "-q"]).run().succeeds().out(), "");
+    home.assert_nothing_left();
+}
