@@ -54,7 +54,7 @@ fn kill_builds(home: &Home, build: &[&str], rounds: u32, longest: Duration) {
             std::thread::sleep(Duration::from_millis(5));
         }
         running.signal(Signal::KILL);
-        running.finish();
+        drop(running.finish());
         home.cli(["image", "ls"]).run().succeeds();
     }
     home.cli(build).run().succeeds();
