@@ -128,7 +128,7 @@ pub async fn build<M: Machines>(
             }
             Staged::Image(base) => {
                 build.release().await?;
-                (image.base, image.last_step, image.key) = (base, image.key, None);
+                (image.base, image.last_step, image.key) = (*base, image.key, None);
                 image.history = target.history_after(target.steps.len());
                 machines.publish(&image, None).await?
             }
@@ -143,8 +143,11 @@ enum Staged<T> {
     /// A machine in that state, and the number of steps that are layers of its image.
     Machine { machine: T, leading: usize },
     /// An image, since no step needed a machine.
-    Image(BaseImage),
+    Image(Box<BaseImage>),
 }
+
+/// A stage that is being executed.
+type Executing<'b, T> = Pin<Box<dyn Future<Output = Result<Staged<T>, BuildError>> + Send + 'b>>;
 
 /// A build that runs.
 struct Build<'a, M: Machines> {
@@ -180,11 +183,7 @@ impl<M: Machines> Build<'_, M> {
 
     /// Executes a stage to its end. `is_last` says that no machine is needed there. It is boxed, because a
     /// stage needs the machines of other stages.
-    fn stage<'b>(
-        &'b mut self,
-        stage: &'b PlannedStage,
-        is_last: bool,
-    ) -> Pin<Box<dyn Future<Output = Result<Staged<M::Machine>, BuildError>> + Send + 'b>> {
+    fn stage<'b>(&'b mut self, stage: &'b PlannedStage, is_last: bool) -> Executing<'b, M::Machine> {
         Box::pin(async move {
             let (mut machine, leading, done) = match self.restored(stage).await? {
                 Some((machine, done)) => {
@@ -194,7 +193,9 @@ impl<M: Machines> Build<'_, M> {
                     (machine, leading, done)
                 }
                 None => match self.lead(stage, is_last).await? {
-                    Some(led) if is_last && led.steps == stage.steps.len() => return Ok(Staged::Image(led.image)),
+                    Some(led) if is_last && led.steps == stage.steps.len() => {
+                        return Ok(Staged::Image(Box::new(led.image)));
+                    }
                     Some(led) => (self.machines.start(&led.image).await?, led.steps, led.steps),
                     None => (self.machines.start(&stage.image).await?, 0, 0),
                 },

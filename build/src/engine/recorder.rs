@@ -256,7 +256,7 @@ impl Machines for Recorder {
         for (name, (content, owner)) in std::mem::take(&mut machine.tree) {
             let kind = if content.is_some() { Kind::File { size: 0, extents: None } } else { Kind::Directory };
             let (uid, gid, modified) = (owner.uid, owner.gid, Timestamp { seconds: 7, nanoseconds: 0 });
-            let path = name[1..].as_bytes().to_vec();
+            let path = name.as_bytes()[1..].to_vec();
             writer.begin(&Entry { path, kind, mode: 0o711, uid, gid, modified, attributes: Vec::new() }).unwrap();
         }
         for link in &self.0.lock().unwrap().links {
