@@ -73,6 +73,8 @@ fn calls() -> Filter {
     Filter::new()
         .allow_threads()
         .allow(&[
+            libc::SYS_geteuid,
+            libc::SYS_getegid,
             libc::SYS_openat2,
             libc::SYS_newfstatat,
             libc::SYS_fstatfs,

@@ -19,6 +19,9 @@ const STACK: usize = 64 << 10;
 /// Delay before connections are accepted again when the guest lacks memory for one.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a host may take to serve a share for the first time. Programs wait for that without a limit.
+const BEGINS_WITHIN: Duration = Duration::from_secs(60);
+
 /// Codes of requests (linux/fuse.h): the first one, and those without an answer.
 const INIT: u32 = 26;
 const FORGET: u32 = 2;
@@ -54,7 +57,14 @@ impl Relay {
         let answers = std::thread::Builder::new()
             .stack_size(STACK)
             .spawn(move || while serve_connection(&endpoints, &state).is_ok() {});
-        if ends.is_ok() && answers.is_ok() {
+        let (endpoints, state) = (Arc::clone(&self.0), Arc::clone(&shared));
+        let gives_up = std::thread::Builder::new().stack_size(STACK).spawn(move || {
+            std::thread::sleep(BEGINS_WITHIN);
+            if state.begins() {
+                fail(&endpoints.device, unique(&state.init()));
+            }
+        });
+        if ends.is_ok() && answers.is_ok() && gives_up.is_ok() {
             relay_requests(&self.0.device, &shared);
         }
         // The process ends, and the mount with it.
@@ -150,8 +160,10 @@ fn relay_answers(connection: &OwnedFd, endpoints: &Endpoints, shared: &Shared, i
 fn answer(device: &OwnedFd, shared: &Shared, init: &[u8], answer: &[u8]) {
     let number = unique(answer);
     if number == unique(init) {
-        // The kernel takes this once. ENOENT: an earlier connection has answered.
-        let _ = write(device, answer);
+        if shared.begins() {
+            // If the kernel does not take it, no request can succeed.
+            let _ = write(device, answer);
+        }
         return;
     }
     // ENOENT: the request was interrupted meanwhile. Other errors are of an answer that is not valid.

@@ -17,6 +17,8 @@ pub(super) struct State {
     waiting: HashSet<u64>,
     /// The first request of the kernel, which begins every connection.
     init: Option<Vec<u8>>,
+    /// Whether the kernel has an answer to it.
+    began: bool,
     /// When the last connection ended. None before the first one.
     lost: Option<Instant>,
 }
@@ -42,6 +44,11 @@ impl Shared {
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Notes that the kernel gets an answer to INIT. Returns false if it has one already.
+    pub(super) fn begins(&self) -> bool {
+        !std::mem::replace(&mut self.lock().began, true)
     }
 
     /// Begins to use a connection.
