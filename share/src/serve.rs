@@ -70,7 +70,8 @@ fn work(server: &Server, input: &Mutex<&UnixStream>, output: &Mutex<&UnixStream>
             }
         }
         if let Some(answer) = server.answer(&request) {
-            let mut stream = *output.lock().unwrap_or_else(PoisonError::into_inner);
+            // Held until the whole answer is written.
+            let mut stream = output.lock().unwrap_or_else(PoisonError::into_inner);
             stream.write_all(&answer)?;
         }
     }

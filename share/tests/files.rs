@@ -173,3 +173,29 @@ fn longest_names_work_and_longer_ones_are_refused() {
     }
     assert_eq!(guest.list(ROOT, true).unwrap().len(), 303);
 }
+
+/// Requests of which many are under way are answered by several threads, whose answers must not mix.
+#[test]
+fn answers_to_many_requests_at_the_same_time_are_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let content: Vec<u8> = (0..4 << 20).map(|at: u32| (at / 1021) as u8).collect();
+    fs::write(root.path().join("f"), &content).unwrap();
+    let mut guest = Guest::with(root.path(), "rw");
+    let file = guest.walk("f").unwrap().node;
+    let handle = guest.open(file, libc::O_RDONLY).unwrap();
+    let size = 128 << 10;
+    for _ in 0..8 {
+        let mut expected = std::collections::HashMap::new();
+        for part in 0..32u64 {
+            let body = fields![handle, part * size, size as u32, 0u32, 0u64, 0u32, 0u32];
+            let request = guest.request(15, file, &body);
+            expected.insert(u64_at(&request, 8), (part * size) as usize);
+            guest.send(&request);
+        }
+        for _ in 0..32 {
+            let (unique, answer) = guest.answer();
+            let at = expected.remove(&unique).unwrap();
+            assert!(answer.unwrap() == content[at..at + size as usize], "another part of the file");
+        }
+    }
+}
