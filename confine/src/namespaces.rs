@@ -63,7 +63,7 @@ pub(super) fn leave_the_host(
         return Ok(missing(Part::Namespaces, error));
     }
     if !is_root && content.is_some() {
-        // Without them, owners of files could not be told apart, and everything else works.
+        // Without them, owners of files could not be distinguished, and everything else works.
         let _ = keep_ids(user, group);
     }
     if let Err(error) = stage_root(content) {

@@ -22,7 +22,7 @@ pub enum ServeError {
     /// The stream failed.
     #[error("the connection failed: {0}")]
     Stream(#[from] io::Error),
-    /// A request states a length that none has. What follows cannot be told apart.
+    /// A request states a length that none has. What follows has no known beginning.
     #[error("a request states a length of {0} bytes")]
     Length(u32),
     /// There is no thread.

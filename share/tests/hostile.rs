@@ -62,7 +62,7 @@ fn links_of_the_guest_are_never_followed_on_the_host() {
     assert_eq!(fs::read(root.join("up/secret")).unwrap(), b"secret");
     for name in ["up", "absolute", "proc"] {
         let link = guest.look_up(ROOT, name).unwrap().node;
-        // ENOTDIR, as a link is no directory to look a name up in.
+        // ENOTDIR, since names are looked up in directories only.
         assert_eq!(guest.look_up(link, "secret").unwrap_err(), -20, "{name}");
         assert_eq!(guest.create(link, "made", libc::O_RDWR, 0o644).unwrap_err(), -20, "{name}");
         assert!(guest.ask(27, link, &fields![0u32, 0u32]).is_err(), "{name}");

@@ -14,7 +14,7 @@ use crate::{
     },
     home::{directory::DirectoryError, host::HostIdentity, layout::Home},
     manager::Manager,
-    mounts::{Mounts, share_root::ShareRoot},
+    mounts::{Mounts, MountsError, share_root::ShareRoot},
     network::{present, record::NetworkRecord, spec::NetworkSpec},
     record::SandboxRecord,
     supervision, volumes, workspace,

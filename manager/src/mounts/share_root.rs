@@ -28,10 +28,10 @@ pub enum ShareRootError {
     /// It is neither a directory nor a regular file.
     #[error("cannot share {}: it is neither a directory nor a regular file", .0.display())]
     Kind(PathBuf),
-    /// Whoever can write it controls the host.
+    /// A sandbox that can write it controls the host.
     #[error("cannot share {}: it is the root of the host", .0.display())]
     Root(PathBuf),
-    /// Whoever can write it controls every sandbox.
+    /// A sandbox that can write it controls every sandbox.
     #[error("cannot share {}: the home of sandboxvm, {}, is in it, or the other way round", .path.display(), .home.display())]
     Home {
         /// The path.

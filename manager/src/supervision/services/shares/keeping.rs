@@ -35,7 +35,7 @@ pub(super) struct Keeping {
     pub(super) argument: CString,
 }
 
-/// Returns what the process of a share is told: `ro:0:0`.
+/// Returns the argument of the process of a share: `ro:0:0`.
 pub(super) fn argument(share: &Share<'_>) -> CString {
     let (uid, gid) = share.owner;
     let access = if share.read_only { "ro" } else { "rw" };
