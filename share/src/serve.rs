@@ -54,9 +54,9 @@ pub fn serve(server: &Server, stream: &UnixStream) -> Result<(), ServeError> {
                 }
             }
         }
-        let ended = threads.into_iter().map(|thread| thread.join().unwrap_or(Ok(())));
-        // A thread that finds the stream shut down by another one has no error.
-        ended.fold(Ok(()), |first, next| first.and(next))
+        // All are waited for. A thread that finds the stream shut down by another one has no error.
+        let ended: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap_or(Ok(()))).collect();
+        ended.into_iter().collect()
     })
 }
 
@@ -72,7 +72,13 @@ fn work(server: &Server, input: &Mutex<&UnixStream>, output: &Mutex<&UnixStream>
         if let Some(answer) = server.answer(&request) {
             // Held until the whole answer is written.
             let mut stream = output.lock().unwrap_or_else(PoisonError::into_inner);
-            stream.write_all(&answer)?;
+            match stream.write_all(&answer) {
+                // The machine was reset, or has ended: no kernel waits for the answer.
+                Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                    return Ok(());
+                }
+                written => written?,
+            }
         }
     }
 }

@@ -349,10 +349,10 @@ fn set_attributes<'a>(fields: &mut Fields<'a>) -> Result<Operation<'a>, Refusal>
         // Special values are above a second, so other nanoseconds may not be.
         let exact = Timespec { tv_sec: seconds.cast_signed(), tv_nsec: i64::from(nanoseconds) };
         match (is_set, is_now) {
-            (_, true) => Ok(Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW.into() }),
+            (_, true) => Ok(Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW }),
             (true, false) if nanoseconds < 1_000_000_000 => Ok(exact),
             (true, false) => Err(Refusal::Malformed),
-            (false, false) => Ok(Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT.into() }),
+            (false, false) => Ok(Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT }),
         }
     };
     let times = if has(set::ATIME | set::MTIME | set::ATIME_NOW | set::MTIME_NOW) {
