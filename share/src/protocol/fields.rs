@@ -1,6 +1,6 @@
 //! Reads the fields of a request.
 
-use super::{name::Name, request::Refusal};
+use super::{name::Name, refusal::Refusal};
 
 /// The bytes of a request that were not read yet.
 #[derive(Debug)]

@@ -4,12 +4,14 @@
 pub(crate) mod constants;
 mod fields;
 mod name;
+mod refusal;
 mod reply;
 mod request;
 
 pub(crate) use name::Name;
+pub(crate) use refusal::Refusal;
 pub(crate) use reply::{Attributes, Directory, DirectoryEntry, Entry, Reply, error};
-pub(crate) use request::{Operation, Refusal, Times, parse};
+pub(crate) use request::{Operation, Times, parse};
 
 /// Size in bytes of the head of a request.
 pub const HEADER: usize = 40;

@@ -1,6 +1,6 @@
 //! The name of an entry of a directory: one component, which leads nowhere else.
 
-use super::request::Refusal;
+use super::refusal::Refusal;
 
 /// Maximum length of a name in bytes.
 const MAX_NAME: usize = 255;

@@ -5,35 +5,15 @@ use super::{
     constants::{FSYNC_DATA, GETATTR_FH, feature, opcode, set},
     fields::Fields,
     name::Name,
+    refusal::Refusal,
 };
-use rustix::{fs::Timespec, io::Errno};
+use rustix::fs::Timespec;
 
 /// The head of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) unique: u64,
     pub(crate) node: u64,
-}
-
-/// Why a request is not carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// It is not what a kernel sends.
-    Malformed,
-    /// This server does not have the operation.
-    Unsupported,
-    /// A name is too long.
-    NameTooLong,
-}
-
-impl From<Refusal> for Errno {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Malformed => Self::INVAL,
-            Refusal::Unsupported => Self::NOSYS,
-            Refusal::NameTooLong => Self::NAMETOOLONG,
-        }
-    }
 }
 
 /// Times to set, as utimensat(2) takes them.
