@@ -255,7 +255,9 @@ pub(crate) fn note_left_out(changes: &Changes) {
     if !changes.git.is_empty() {
         let count = changes.git.len();
         let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
-        stdio::notice(format_args!("{files} in .git changed; apply never applies files in .git, but fetches new commits"));
+        stdio::notice(format_args!(
+            "{files} in .git changed; apply never applies files in .git, but fetches new commits"
+        ));
     }
     for special in &changes.special {
         stdio::notice(format_args!("{} is a device or named pipe, and is not applied", path(special)));

@@ -326,7 +326,7 @@ pub(crate) mod tests {
         assert!(refused(many).contains("invalid number of mounts"));
         assert!(refused(vec![tmpfs("/a", Tmpfs { size: Some(1), ..Tmpfs::default() })]).contains("of 1 bytes"));
         assert!(refused(vec![tmpfs("/a", Tmpfs { mode: Some(0o10000), ..Tmpfs::default() })]).contains("mode 10000"));
-        let directory = MountSource::HostDirectory { path: "data".into(), read_only: true };
+        let directory = MountSource::HostDirectory { path: "data".into(), read_only: true, uid: 0, gid: 0 };
         let at = MountPath::try_from("/data".to_owned()).unwrap();
         assert!(refused(vec![MountSpec { at, source: directory }]).contains("absolute path"));
     }
