@@ -1,6 +1,8 @@
 //! What the process of a share has of the host, seen from outside, and what it does with mounts below its
 //! root.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 mod common;
 
 use common::*;

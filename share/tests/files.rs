@@ -1,5 +1,7 @@
 //! What a guest does with a share, beside what the host sees.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 mod common;
 
 use common::*;

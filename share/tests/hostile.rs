@@ -1,5 +1,7 @@
 //! Attacks of a guest that writes the messages itself.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 mod common;
 
 use common::*;

@@ -1,5 +1,6 @@
 //! A guest's kernel, as far as a share can tell: writes requests to the real process, and reads answers.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
 #![allow(dead_code, reason = "each test uses some of it")]
 
 use std::{
