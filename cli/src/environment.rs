@@ -120,6 +120,7 @@ pub(crate) fn bundle(kernel: Option<PathBuf>, image: Option<PathBuf>) -> Bundle 
         agent: var("SANDBOXVM_AGENT"),
         egress: var("SANDBOXVM_EGRESS"),
         layers: var("SANDBOXVM_LAYERS"),
+        share: var("SANDBOXVM_SHARE"),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Takes from a process what it does not need, before it reads a byte of an attacker: its user and every capability, the
 //! host's files and networks, resources without bound, and all system calls but a few.
 //!
-//! For the server's front, a sandbox's egress process and its dialer, and the layer process. Each of them says what it keeps, as a
+//! For the server's front, a sandbox's egress process and its dialer, the layer process, and the process of a share. Each of them says what it keeps, as a
 //! [`Confinement`]. The VMM confines itself by `vmm/src/confine`, since it has threads that keep different calls, and must
 //! confine itself before it knows its machine.
 
@@ -13,7 +13,7 @@ mod outcome;
 
 pub use filter::{Argument, Filter};
 pub use identity::User;
-pub use namespaces::Network;
+pub use namespaces::{Content, Network};
 pub use outcome::{ConfineError, Missing, Part};
 pub use rustix::process::Resource;
 
@@ -33,6 +33,8 @@ pub struct Confinement<'a> {
     pub users: &'a [User],
     /// Namespaces and files; `None` keeps those of the host.
     pub namespaces: Option<Network>,
+    /// What of the host's files stays visible in its root, if it gets namespaces.
+    pub content: Option<Content<'a>>,
     /// Maximum of each resource, in the unit of setrlimit(2). The process may have less before, and then keeps less. Core
     /// files, locked memory, message queues and priorities are 0 in any case.
     pub limits: &'a [(Resource, u64)],
@@ -67,7 +69,7 @@ impl Confinement<'_> {
         }
         let is_root = geteuid().is_root() && !self.users.is_empty();
         if let Some(network) = self.namespaces {
-            missing.extend(namespaces::leave_the_host(network, is_root)?);
+            missing.extend(namespaces::leave_the_host(network, self.content, is_root)?);
         }
         if is_root {
             missing.extend(identity::become_one_of(self.users)?);

@@ -9,6 +9,7 @@
 //! hosts      the content of /etc/hosts                                  hosts::naming
 //! generation a file that differs between copies of a machine            generation::GenerationFile
 //! files      operations on files, each in a forked process              files::start
+//! share      relays the messages of a live share, in a forked process   share::Relay
 //! identity   what distinguishes a restored machine from other copies    identity::apply
 //! shutdown   sync, read-only remount, reset                             shutdown::*
 //! notify     one-byte progress reports to the VMM                       notify::NotifyPort
@@ -33,6 +34,7 @@ mod network;
 mod notify;
 mod process;
 mod server;
+mod share;
 mod shutdown;
 mod slab;
 

@@ -1,5 +1,5 @@
-//! The bundle: the files every sandbox is made of, the program behind its network card, and the program that reads the layers
-//! of container images; where they are looked for, and the check of each before use.
+//! The bundle: the files every sandbox is made of, the program behind its network card, the program that reads the layers
+//! of container images, and the program that serves live shares; where they are looked for, and the check of each before use.
 //! Files are checked through the descriptor that is handed on, so what was checked is what boots.
 
 use crate::{
@@ -35,6 +35,8 @@ pub struct BundleSources {
     pub egress: Option<PathBuf>,
     /// The layer process, likewise.
     pub layers: Option<PathBuf>,
+    /// The process of a share, likewise.
+    pub share: Option<PathBuf>,
 }
 
 /// The paths of a bundle's files, not yet looked at.
@@ -53,6 +55,9 @@ pub struct Bundle {
     pub egress: PathBuf,
     /// `sandboxvm-layers`, the program that reads the layers of container images. No sandbox needs it.
     pub layers: PathBuf,
+    /// `sandboxvm-share`, the program that serves live shares. Only a sandbox with a share needs it, so a bundle of an older
+    /// version is complete without it.
+    pub share: PathBuf,
 }
 
 /// A part of the bundle.
@@ -70,11 +75,14 @@ pub enum Part {
     Egress,
     /// The program that reads the layers of container images.
     Layers,
+    /// The program that serves live shares.
+    Share,
 }
 
 impl Part {
     /// All parts.
-    pub const ALL: [Self; 6] = [Self::Vmm, Self::Kernel, Self::Image, Self::Agent, Self::Egress, Self::Layers];
+    pub const ALL: [Self; 7] =
+        [Self::Vmm, Self::Kernel, Self::Image, Self::Agent, Self::Egress, Self::Layers, Self::Share];
 
     /// Its file's name in a bundle directory.
     #[must_use]
@@ -86,6 +94,7 @@ impl Part {
             Self::Agent => "agent.erofs",
             Self::Egress => "sandboxvm-egress",
             Self::Layers => "sandboxvm-layers",
+            Self::Share => "sandboxvm-share",
         }
     }
 }
@@ -99,6 +108,7 @@ impl fmt::Display for Part {
             Self::Agent => "agent disk",
             Self::Egress => "egress process",
             Self::Layers => "layer process",
+            Self::Share => "process of a share",
         })
     }
 }
@@ -202,6 +212,7 @@ impl Bundle {
             agent: part(&sources.agent, Part::Agent),
             egress: part(&sources.egress, Part::Egress),
             layers: part(&sources.layers, Part::Layers),
+            share: part(&sources.share, Part::Share),
         }
     }
 
@@ -215,6 +226,7 @@ impl Bundle {
             Part::Agent => &self.agent,
             Part::Egress => &self.egress,
             Part::Layers => &self.layers,
+            Part::Share => &self.share,
         }
     }
 
@@ -233,7 +245,7 @@ impl Bundle {
             Err(RegularFileError::NotAFile) => return Err(BundleError::NotAFile { part, path }),
         };
         match part {
-            Part::Vmm | Part::Egress | Part::Layers => {
+            Part::Vmm | Part::Egress | Part::Layers | Part::Share => {
                 if access(&path, Access::EXEC_OK).is_err() {
                     return Err(BundleError::NotExecutable { part, path });
                 }

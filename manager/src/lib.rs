@@ -103,7 +103,9 @@ pub use limits::kept::{CpuShare, CpuShareError, Limits, WantedLimits};
 pub use limits::lifetime::{AtEnd, IdleRule, TimeToLive, WhenIdle};
 pub use listing::{SandboxSummary, Unreadable};
 pub use manager::{FindError, Manager};
-pub use mounts::{MountPath, MountPathError, MountSource, MountSpec, MountedVolume, Mounts, MountsError, Tmpfs};
+pub use mounts::{
+    MountPath, MountPathError, MountSource, MountSpec, MountedVolume, Mounts, MountsError, Share, ShareRootError, Tmpfs,
+};
 pub use network::{
     advice::Advice,
     operator::{NetworkOperator, Permitted, Provided},

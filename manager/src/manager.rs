@@ -90,6 +90,12 @@ impl Manager {
         Self { home: self.home.with_network(operator) }
     }
 
+    /// Sets the program that serves live shares, for a supervisor.
+    #[must_use]
+    pub fn with_share_program(self, program: PathBuf) -> Self {
+        Self { home: self.home.with_share_program(program) }
+    }
+
     /// Returns the path of the home.
     #[must_use]
     pub fn root(&self) -> &Path {

@@ -59,6 +59,7 @@ impl Place {
             agent: file("agent.erofs", &erofs),
             egress: dir.path().join("no-egress"),
             layers: dir.path().join("no-layers"),
+            share: dir.path().join("no-share"),
         };
         let manager = Manager::open(&dir.path().join("home")).expect("a home");
         Self { dir, manager, bundle }

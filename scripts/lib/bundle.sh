@@ -3,7 +3,7 @@
 #
 # Owns: the list of artefacts, the commands that build them, and their installation. The CLI looks for a bundle in $SANDBOXVM_BUNDLE, else `../lib/sandboxvm`,
 # else `bundle`, both relative to its own executable. A bundle holds
-#     sandboxvm-vmm  sandboxvm-egress  sandboxvm-layers  vmlinux  base.erofs  agent.erofs
+#     sandboxvm-vmm  sandboxvm-egress  sandboxvm-layers  sandboxvm-share  vmlinux  base.erofs  agent.erofs
 # shellcheck shell=bash
 
 # shellcheck source=prerequisites.sh
@@ -23,7 +23,7 @@ fi
 log_dir=$cache_dir/logs
 
 # build_artifacts [FEATURE...]: builds every artefact that is out of date, the command line
-# tool with FEATUREs, and sets vmm, egress, layers, kernel, image and agent to the paths of the results.
+# tool with FEATUREs, and sets vmm, egress, layers, share, kernel, image and agent to the paths of the results.
 build_artifacts() {
     local cargo_features=() paths
     # cargo takes the names of features with their package, since the other programs have none of them.
@@ -33,7 +33,7 @@ build_artifacts() {
     # shellcheck disable=SC2016 # the inner shell expands it
     beside "$paths" bash -euc '"$1/images/kernel/build"; "$1/images/base/build"' bash "$repository"
     step "building the command line tool" "$log_dir/cargo-host.log" \
-        cargo build --manifest-path "$repository/Cargo.toml" --locked --release -p sandboxvm-cli -p sandboxvm-egress -p sandboxvm-layers \
+        cargo build --manifest-path "$repository/Cargo.toml" --locked --release -p sandboxvm-cli -p sandboxvm-egress -p sandboxvm-layers -p sandboxvm-share \
         "${cargo_features[@]}" || exit 125
     step "building the monitor and the guest agent" "$log_dir/cargo-musl.log" \
         cargo build --manifest-path "$repository/Cargo.toml" --locked --profile machine --target "$MUSL_TARGET" \
@@ -44,6 +44,7 @@ build_artifacts() {
     vmm=$musl_dir/sandboxvm-vmm
     egress=$release_dir/sandboxvm-egress
     layers=$release_dir/sandboxvm-layers
+    share=$release_dir/sandboxvm-share
     agent=$musl_dir/agent.erofs
     "$repository/images/base/agent-disk" "$musl_dir/sandboxvm-agent" "$agent" || exit 125
 }
@@ -85,6 +86,7 @@ install_bundle() {
     place copy "$vmm" "$1/sandboxvm-vmm"
     place copy "$egress" "$1/sandboxvm-egress"
     place copy "$layers" "$1/sandboxvm-layers"
+    place copy "$share" "$1/sandboxvm-share"
 }
 
 # link_bundle DIR: makes a bundle of symbolic links to the build results, for tests and
@@ -97,6 +99,7 @@ link_bundle() {
     place link "$vmm" "$1/sandboxvm-vmm"
     place link "$egress" "$1/sandboxvm-egress"
     place link "$layers" "$1/sandboxvm-layers"
+    place link "$share" "$1/sandboxvm-share"
 }
 
 # prepare_guest [PACKAGE...]: installs the packages that building needs and PACKAGEs,

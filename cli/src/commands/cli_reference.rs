@@ -26,8 +26,8 @@ fn reference(command_line: clap::Command) -> String {
          failure of sandboxvm itself, including invalid options, exits with 125.\n\n\
          Environment: `SANDBOXVM_HOME` is the directory that holds the sandboxes (default: `/var/lib/sandboxvm` as root, \
          otherwise `$XDG_DATA_HOME/sandboxvm`). `SANDBOXVM_BUNDLE` is the directory with `sandboxvm-vmm`, \
-         `sandboxvm-egress`, `sandboxvm-layers`, `vmlinux`, `base.erofs` and `agent.erofs` (default: `../lib/sandboxvm` or `bundle` beside the \
-         program); `SANDBOXVM_VMM`, `SANDBOXVM_EGRESS`, `SANDBOXVM_LAYERS`, `SANDBOXVM_KERNEL`, `SANDBOXVM_IMAGE` and `SANDBOXVM_AGENT` replace \
+         `sandboxvm-egress`, `sandboxvm-layers`, `sandboxvm-share`, `vmlinux`, `base.erofs` and `agent.erofs` (default: `../lib/sandboxvm` or `bundle` beside the \
+         program); `SANDBOXVM_VMM`, `SANDBOXVM_EGRESS`, `SANDBOXVM_LAYERS`, `SANDBOXVM_SHARE`, `SANDBOXVM_KERNEL`, `SANDBOXVM_IMAGE` and `SANDBOXVM_AGENT` replace \
          single files of it.\n\n\
          These limits protect the host; 0 switches one off. `SANDBOXVM_MAX_SANDBOXES` is the maximum number of sandboxes in a \
          home (default: 4096). `SANDBOXVM_OVERCOMMIT` times the memory of the host is the maximum memory of all running \

@@ -3,8 +3,12 @@
 use crate::{
     failure::Failure,
     options::{
-        EnvOptions, MachineOptions, NewSandbox, main_process::MainProcessOptions, mounts::MountOptions,
-        network::NetworkOptions, supervision::SupervisionOptions, workspace::WorkspaceOptions,
+        EnvOptions, MachineOptions, NewSandbox,
+        main_process::MainProcessOptions,
+        mounts::MountOptions,
+        network::NetworkOptions,
+        supervision::SupervisionOptions,
+        workspace::{WorkspaceOptions, owner},
     },
     process_io::signals::Signals,
     runtime, stdio,
@@ -46,6 +50,7 @@ impl Create {
                     Some(self.main.apply(spec, command, &image)?)
                 }
             };
+            let mounts = mounts.with_owner(owner(image.user().as_deref()));
             let workspace = self.workspace.copy_in(image.user().as_deref(), &mut signals).await?;
             if self.workspace.is_given() && workspace.is_none() {
                 return Ok(signals.exit_code());

@@ -9,7 +9,7 @@ use crate::{
 };
 use clap::Args;
 use sandboxvm_images::{
-    bundle::{Bundle, Part},
+    bundle::{Bundle, BundleError, Part},
     template,
 };
 use sandboxvm_manager::{Containment, Home, JailPart, MIB, containment, host_memory};
@@ -257,11 +257,16 @@ fn part(bundle: &Bundle, part: Part) -> Check {
         Part::Agent => "agent disk",
         Part::Egress => "egress process",
         Part::Layers => "layer process",
+        Part::Share => "process of a share",
     };
     match bundle.open_part(part) {
         Ok(file) => {
             let mib = file.metadata().map_or(0.0, |metadata| metadata.len() as f64 / MIB as f64);
             Check::ok(name, format!("{} ({mib:.1} MiB)", bundle.path(part).display()))
+        }
+        // Only a sandbox with a live share needs it.
+        Err(error @ BundleError::Missing { part: Part::Share, .. }) => {
+            Check { name, verdict: Verdict::Warning, detail: error.to_string(), fix: crate::failure::hint::of(&error) }
         }
         Err(error) => {
             Check { name, verdict: Verdict::Failed, detail: error.to_string(), fix: crate::failure::hint::of(&error) }

@@ -61,10 +61,14 @@ impl Run {
         if self.detach { runtime::block_on(self.detached()) } else { runtime::block_on(self.attended()) }
     }
 
+    /// Returns the user of the command.
+    fn user(&self, image: &Image) -> Option<OsString> {
+        self.process.user().cloned().or_else(|| image.user())
+    }
+
     /// Copies the workspace in, and makes the command work there. Returns `None` if a signal arrived first.
     async fn workspace(&mut self, image: &Image, signals: &mut Signals) -> Result<Option<Option<Workspace>>, Failure> {
-        let user = self.process.user().cloned().or_else(|| image.user());
-        let workspace = self.workspace.copy_in(user.as_deref(), signals).await?;
+        let workspace = self.workspace.copy_in(self.user(image).as_deref(), signals).await?;
         if self.workspace.is_given() && workspace.is_none() {
             return Ok(None);
         }
@@ -81,6 +85,7 @@ impl Run {
         if command.is_empty() {
             return Err(Failure::new("no command was given, and none is taken from the image"));
         }
+        let mounts = mounts.with_owner(workspace::owner(self.user(&image).as_deref()));
         let Some(workspace) = self.workspace(&image, &mut signals).await? else { return Ok(signals.exit_code()) };
         let keeps = workspace.is_some() && !self.rm;
         if keeps {
@@ -133,6 +138,7 @@ impl Run {
         let (mounts, read_only_root) = (self.mounts.mounts()?, self.mounts.read_only_root());
         let mut signals = Signals::catch()?;
         let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
+        let mounts = mounts.with_owner(workspace::owner(self.user(&image).as_deref()));
         let Some(workspace) = self.workspace(&image, &mut signals).await? else { return Ok(signals.exit_code()) };
         let spec = match image.command_line(self.entrypoint.as_ref(), &self.command).as_slice() {
             [] => None,

@@ -12,6 +12,9 @@ pub(crate) struct Supervise {
     /// The program of the processes of a network
     #[arg(long)]
     egress: Option<PathBuf>,
+    /// The program of the process of a share
+    #[arg(long)]
+    share: Option<PathBuf>,
     /// The home
     home: PathBuf,
     /// ID of the sandbox
@@ -36,6 +39,9 @@ impl Supervise {
         let mut manager = Manager::open(&self.home)?;
         if let Some(egress) = &self.egress {
             manager = manager.with_network_program(egress.clone());
+        }
+        if let Some(share) = &self.share {
+            manager = manager.with_share_program(share.clone());
         }
         runtime::block_on(async {
             let mut ends = Vec::new();

@@ -101,7 +101,7 @@ impl MachineOptions {
     }
 
     /// Starts a sandbox and waits until it runs; with `settled`, also until it has its name and the time, which otherwise the
-    /// first exec sends it. Returns `None`, and leaves nothing behind, if a signal arrived first.
+    /// first exec sends it, and its mounts, unless some of them need a supervisor. Returns `None`, and leaves nothing behind, if a signal arrived first.
     pub(crate) async fn start(
         &self,
         new: NewSandbox,
@@ -109,6 +109,7 @@ impl MachineOptions {
         signals: &mut Signals,
     ) -> Result<Option<StartedSandbox>, Failure> {
         let NewSandbox { image, env, services, network, workspace, mounts, read_only_root, ephemeral } = new;
+        let settled = settled && !mounts.has_shares();
         let mut manager = environment::manager()?;
         let bundle = environment::bundle(self.kernel.clone(), image.file.clone());
         let network = network.map(|Network { spec, operator }| {

@@ -22,8 +22,8 @@ const PROCESSES_END_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Files")]
 pub(crate) struct MountOptions {
-    /// Mount a volume at PATH, and make it if it is new. A SOURCE that starts with '/', '.' or '~' is a directory of the
-    /// host. OPTIONS: ro, rw [default: rw]
+    /// Mount a volume at PATH, and make it if it is new. A SOURCE that starts with '/', '.' or '~' is a directory or
+    /// file of the host, which the sandbox then reads and writes itself. OPTIONS: ro, rw [default: rw]
     #[arg(short, long = "volume", value_name = "SOURCE:PATH[:OPTIONS]", conflicts_with = "from")]
     volume: Vec<OsString>,
     /// Mount an empty file system in memory at PATH. OPTIONS, separated by commas: size=SIZE [default: half of the memory],
@@ -102,7 +102,7 @@ fn volume(given: &OsStr) -> Result<MountSpec, String> {
     let source = if source.is_empty() {
         return Err("the source is empty: expected SOURCE:PATH".to_owned());
     } else if source.starts_with(['/', '.', '~']) {
-        MountSource::HostDirectory { path: absolute(source)?, read_only }
+        MountSource::HostDirectory { path: absolute(source)?, read_only, uid: 0, gid: 0 }
     } else if source.contains('/') {
         return Err("a directory of the host starts with '/', './', '../' or '~/'".to_owned());
     } else {

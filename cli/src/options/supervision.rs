@@ -43,9 +43,14 @@ impl SupervisionOptions {
     }
 
     /// Starts a supervisor for a sandbox that just started; ends the sandbox if that fails.
-    pub(crate) async fn keep_up(self, started: StartedSandbox) -> Result<StartedSandbox, Failure> {
+    pub(crate) async fn keep_up(self, mut started: StartedSandbox) -> Result<StartedSandbox, Failure> {
         warn_of_open(&self.publish);
-        match self.rules.keep_up(started.sandbox(), self.publish).await {
+        let mut kept = self.rules.keep_up(started.sandbox(), self.publish).await;
+        if kept.is_ok() && started.sandbox().record().mounts.has_shares() {
+            // What is mounted in a share can be mounted only while that is served.
+            kept = started.settled().await.map_err(Failure::from);
+        }
+        match kept {
             Ok(()) => Ok(started),
             Err(failure) => {
                 started.finish().await?;
@@ -118,8 +123,10 @@ pub(crate) fn see_to(sandbox: &Sandbox) {
 pub(crate) fn program() -> Result<SupervisorProgram, Failure> {
     let program =
         env::current_exe().map_err(|error| Failure::new(format_args!("cannot find this program: {error}")))?;
-    let egress = environment::bundle(None, None).egress;
-    Ok(SupervisorProgram { program, arguments: vec!["supervise".into(), "--egress".into(), egress.into()] })
+    let bundle = environment::bundle(None, None);
+    let arguments =
+        vec!["supervise".into(), "--egress".into(), bundle.egress.into(), "--share".into(), bundle.share.into()];
+    Ok(SupervisorProgram { program, arguments })
 }
 
 fn ttl(text: &str) -> Result<TimeToLive, String> {

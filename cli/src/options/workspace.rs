@@ -117,7 +117,7 @@ impl WorkspaceOptions {
 }
 
 /// Returns the user and group ID that files have: those of the user, if they are numbers, and else root's.
-fn owner(user: Option<&OsStr>) -> (u32, u32) {
+pub(crate) fn owner(user: Option<&OsStr>) -> (u32, u32) {
     let ids = |user: &str| match user.split_once(':') {
         Some((user, group)) => Some((user.parse().ok()?, group.parse().ok()?)),
         None => user.parse().ok().map(|id| (id, id)),

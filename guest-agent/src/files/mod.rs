@@ -36,6 +36,7 @@ mod inspect;
 mod mount_table;
 mod mounts;
 mod operation;
+mod share;
 mod watch;
 mod worker;
 mod workspace;

@@ -1,13 +1,32 @@
-//! File systems whose files other machines can change without notice to this kernel.
+//! Mounts: whether there is one, and which are of file systems whose files other machines can change
+//! without notice to this kernel.
 
 use super::failure::{Trouble, failure, refused};
-use rustix::fs::statfs;
+use rustix::fs::{Mode, OFlags, open, statfs};
+use rustix::io::Errno;
 use sandboxvm_protocol::agent::files::FileErrorKind;
 
 /// The types of network file systems in statfs(2): NFS, CIFS, SMB, SMB 2, FUSE (virtiofs too), 9P,
 /// Ceph, AFS. From `linux/magic.h`.
 const NETWORK: [u32; 8] =
     [0x6969, 0xff53_4d42, 0x517b, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f];
+
+/// Maximum size of the list of mounts that is searched, in bytes.
+const MAX_MOUNTS: u64 = 4 << 20;
+
+/// Returns true if a mount of this process's namespace has this text in its line of the list of mounts.
+pub(super) fn is_mounted(text: &str) -> Result<bool, Errno> {
+    use std::io::{BufRead, BufReader, Read};
+    let mounts = open("/proc/self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mounts = BufReader::new(std::fs::File::from(mounts).take(MAX_MOUNTS));
+    for line in mounts.split(b'\n') {
+        let line = line.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        if line.windows(text.len()).any(|part| part == text.as_bytes()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
 
 fn is_network(kind: u32) -> bool {
     NETWORK.contains(&kind)

@@ -4,8 +4,11 @@ use super::changes::Overlay;
 use super::channel::Channel;
 use super::failure::Trouble;
 use super::watch::Watched;
-use super::{archive, below_mounts, change, changes, content, details, inspect, mount_table, mounts, watch, workspace};
-use sandboxvm_protocol::agent::files::{FileOperation, FilePath, FileReply};
+use super::{
+    archive, below_mounts, change, changes, content, details, inspect, mount_table, mounts, share, watch, workspace,
+};
+use crate::share::Relay;
+use sandboxvm_protocol::agent::files::{FileOperation, FilePath, FileReply, FileTotals};
 use std::os::fd::OwnedFd;
 
 /// The directory at which the paths of a request begin.
@@ -29,12 +32,13 @@ impl Place {
 }
 
 /// Executes a request. Returns the last reply. `upper` is the upper directory of the overlay, if the
-/// request needs it.
+/// request needs it. `relay` gets what the process has to do after its last reply, if anything.
 pub(super) fn run(
     channel: &mut Channel,
     place: &Place,
     upper: Option<OwnedFd>,
     operation: FileOperation,
+    relay: &mut Option<Relay>,
 ) -> Result<FileReply, Trouble> {
     let at = |path: &FilePath| place.absolute(path);
     match operation {
@@ -73,5 +77,9 @@ pub(super) fn run(
         FileOperation::PackWorkspace { lowest } => changes::pack(channel, upper, Overlay::Workspace(lowest)),
         FileOperation::MountWorkspace(request) => workspace::mount_workspace(&request),
         FileOperation::Mount(table) => mount_table::mount_all(&table),
+        FileOperation::MountShare(request) => {
+            *relay = share::mount_share(&request)?;
+            Ok(FileReply::Done(FileTotals::default()))
+        }
     }
 }

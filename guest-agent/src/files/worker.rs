@@ -83,6 +83,7 @@ fn is_about_paths(operation: &FileOperation) -> bool {
             | FileOperation::PackWorkspace { .. }
             | FileOperation::MountWorkspace(_)
             | FileOperation::Mount(_)
+            | FileOperation::MountShare(_)
             | FileOperation::ExtractBelowMounts
     )
 }
@@ -138,10 +139,11 @@ fn isolate(socket: BorrowedFd<'_>, upper: Option<BorrowedFd<'_>>) -> Result<(Own
 fn answer(mut channel: Channel, upper: Option<OwnedFd>, request: FileRequest, entered: Result<(), Errno>) {
     let failed =
         |errno| failure(FileErrorKind::Other, None, format!("cannot enter the mounts of the init system: {errno}"));
+    let mut relay = None;
     let served = entered
         .map_err(failed)
         .and_then(|()| become_user(&request))
-        .and_then(|place| operation::run(&mut channel, &place, upper, request.operation))
+        .and_then(|place| operation::run(&mut channel, &place, upper, request.operation, &mut relay))
         .or_else(|trouble| match trouble {
             Trouble::Failed(failure) => Ok(FileReply::Failed(*failure)),
             Trouble::Gone => Err(()),
@@ -151,6 +153,10 @@ fn answer(mut channel: Channel, upper: Option<OwnedFd>, request: FileRequest, en
         // The host may still be sending. It must be able to read the failure before the connection
         // is closed.
         channel.drain();
+    }
+    if let Some(relay) = relay {
+        drop(channel);
+        relay.run();
     }
 }
 

@@ -11,6 +11,7 @@
 //! sandbox has. A workspace that is mounted again, also after a boot, has its changes.
 
 use super::failure::{Trouble, failure, refused};
+use super::mounts::is_mounted;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, Uid, chownat, flock, mkdir, open};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -28,8 +29,6 @@ use std::os::fd::{AsFd, OwnedFd};
 const FIRST_DISK: u8 = b'd';
 /// Where this process mounts its file systems, hidden by a file system in memory.
 const PLACE: &str = "/run";
-/// Maximum size of the list of mounts that is searched, in bytes.
-const MAX_MOUNTS: u64 = 4 << 20;
 
 /// Returns the path of a workspace's upper directory, relative to that of the root's overlay.
 pub(super) fn upper_beside_root(lowest: SlotNumber) -> String {
@@ -55,7 +54,8 @@ pub(super) fn mount_workspace(request: &WorkspaceMount) -> Result<FileReply, Tro
     }
     // Of two requests at the same time, the second finds the workspace mounted.
     let _lock = lock(*lowest).map_err(|errno| refused("lock the slot of the workspace", at, errno))?;
-    if is_mounted(&source(*lowest)).map_err(|errno| refused("read the list of mounts", at, errno))? {
+    let mounted = format!(" - overlay {} ", source(*lowest));
+    if is_mounted(&mounted).map_err(|errno| refused("read the list of mounts", at, errno))? {
         return Ok(FileReply::Done(FileTotals::default()));
     }
     let (step, result) = in_own_namespace(request, *lowest);
@@ -75,21 +75,6 @@ fn lock(lowest: SlotNumber) -> Result<OwnedFd, Errno> {
     let slot = open(device(lowest), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     flock(&slot, FlockOperation::LockExclusive)?;
     Ok(slot)
-}
-
-/// Returns true if a mount of this process's namespace has this source.
-fn is_mounted(source: &str) -> Result<bool, Errno> {
-    use std::io::{BufRead, BufReader, Read};
-    let mounts = open("/proc/self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mounts = BufReader::new(std::fs::File::from(mounts).take(MAX_MOUNTS));
-    let wanted = format!(" - overlay {source} ");
-    for line in mounts.split(b'\n') {
-        let line = line.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        if line.windows(wanted.len()).any(|part| part == wanted.as_bytes()) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Builds the overlay in a new mount namespace and returns to the old one. Returns the step that was

@@ -24,7 +24,10 @@ impl Server {
         if self.ending != Ending::No {
             return Err(internal("the sandbox is shutting down".to_owned()));
         }
-        let mounts = matches!(request.operation, FileOperation::MountWorkspace(_) | FileOperation::Mount(_));
+        let mounts = matches!(
+            request.operation,
+            FileOperation::MountWorkspace(_) | FileOperation::Mount(_) | FileOperation::MountShare(_)
+        );
         if self.role == Role::Service && mounts {
             return Err(bad_request("this agent is not PID 1 of a sandbox: it mounts nothing"));
         }

@@ -50,7 +50,7 @@ pub(crate) struct Listener {
 impl Listener {
     /// Listens for the host on the agent's vsock port.
     pub(crate) fn vsock() -> Result<Self, ServerError> {
-        let socket = bind_vsock().map_err(ServerError::Listen)?;
+        let socket = bind_vsock(PORT).map_err(ServerError::Listen)?;
         Ok(Self { socket, transport: Transport::Vsock })
     }
 
@@ -70,9 +70,7 @@ impl Listener {
     pub(super) fn accept(&self) -> Accepted {
         match acceptfrom_with(&self.socket, FLAGS) {
             Ok((socket, address)) => {
-                if self.transport == Transport::Unix
-                    || address.as_ref().and_then(peer_cid) == Some(libc::VMADDR_CID_HOST)
-                {
+                if self.transport == Transport::Unix || address.as_ref().is_some_and(is_host) {
                     Accepted::Host(socket)
                 } else {
                     Accepted::None
@@ -91,7 +89,7 @@ impl Listener {
             // The port is free only after the old socket is closed, so an unbound socket replaces
             // it first.
             self.socket = vsock_socket().map_err(ServerError::Listen)?;
-            self.socket = bind_vsock().map_err(ServerError::Listen)?;
+            self.socket = bind_vsock(PORT).map_err(ServerError::Listen)?;
         }
         Ok(())
     }
@@ -108,13 +106,13 @@ fn vsock_socket() -> Result<OwnedFd, Errno> {
     socket_with(family, SocketType::STREAM, FLAGS, None)
 }
 
-/// Returns a vsock socket that listens on any CID, as a clone may get another one.
-fn bind_vsock() -> Result<OwnedFd, Errno> {
+/// Returns a vsock socket that listens on a port of any CID, as a clone may get another one.
+pub(crate) fn bind_vsock(port: u32) -> Result<OwnedFd, Errno> {
     let socket = vsock_socket()?;
     let address = libc::sockaddr_vm {
         svm_family: libc::AF_VSOCK as u16,
         svm_reserved1: 0,
-        svm_port: PORT,
+        svm_port: port,
         svm_cid: libc::VMADDR_CID_ANY,
         svm_zero: [0; 4],
     };
@@ -133,6 +131,11 @@ fn bind_unix(path: &CStr) -> Result<OwnedFd, Errno> {
     bind(&socket, &SocketAddrUnix::new(path)?)?;
     listen(&socket, BACKLOG)?;
     Ok(socket)
+}
+
+/// Returns true for the address of a host.
+pub(crate) fn is_host(address: &SocketAddrAny) -> bool {
+    peer_cid(address) == Some(libc::VMADDR_CID_HOST)
 }
 
 /// Returns the CID of the peer of a vsock connection.

@@ -353,6 +353,7 @@ impl Event {
             FileOperation::Archive { path, .. } => (FileAct::Archive, path, None),
             FileOperation::Extract { path, .. } => (FileAct::Extract, path, None),
             FileOperation::Mount(_) => return Some(of_the_root(FileAct::Mount)),
+            FileOperation::MountShare(mount) => (FileAct::Mount, &mount.at, None),
             FileOperation::PackChanges => return Some(of_the_root(FileAct::PackChanges)),
             FileOperation::ExtractBelowMounts => return Some(of_the_root(FileAct::Extract)),
             FileOperation::MountWorkspace(mount) => (FileAct::MountWorkspace, &mount.at, None),

@@ -5,7 +5,7 @@ use crate::{
     guest::{connection::agent::AgentError, error::ExecError},
     home::{directory::DirectoryError, host::HostError, names::NameError},
     limits::admission::AdmissionError,
-    mounts::MountsError,
+    mounts::{MountsError, ShareRootError},
     network::{secrets::SecretsError, spec::NetworkSpecError},
     record::RecordError,
     snapshot::{error::SnapshotError, lineage::LineageError},
@@ -39,6 +39,9 @@ pub enum StartError {
 /// Why a sandbox was not created. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
+    /// A directory of the host cannot be shared.
+    #[error(transparent)]
+    Share(#[from] ShareRootError),
     /// The host does not have room for the sandbox.
     #[error("{0}")]
     Admission(#[from] AdmissionError),

@@ -14,7 +14,7 @@ use crate::{
     },
     home::{directory::DirectoryError, host::HostIdentity, layout::Home},
     manager::Manager,
-    mounts::{Mounts, MountsError},
+    mounts::{Mounts, MountsError, share_root::ShareRoot},
     network::{present, record::NetworkRecord, spec::NetworkSpec},
     record::SandboxRecord,
     supervision, volumes, workspace,
@@ -55,8 +55,8 @@ impl Manager {
 
     /// Makes volumes that do not exist.
     async fn provide(&self, mounts: &Mounts) -> Result<(), CreateError> {
-        if let Some(path) = mounts.host_directory() {
-            return Err(MountsError::NoHostDirectories(path.clone()).into());
+        for share in mounts.shares() {
+            ShareRoot::open(&self.home, share.path)?;
         }
         if mounts.is_empty() {
             return Ok(());
@@ -161,7 +161,7 @@ pub(super) fn write_down_services(home: &Home, staged: &Staged, spec: &SandboxSp
         record.keep_values(staged.directory())?;
         record.write(staged.directory())?;
     }
-    Ok(supervision::plan(staged.directory(), &spec.services)?)
+    Ok(supervision::plan(staged.directory(), &spec.services, spec.mounts.has_shares())?)
 }
 
 /// Returns a machine whose agent listens. Ends it and removes the sandbox if it does not come up.

@@ -13,5 +13,6 @@ pub(crate) mod interruption;
 mod pause;
 pub(crate) mod ports;
 pub(crate) mod process;
+pub(crate) mod shares;
 pub(crate) mod silence;
 pub(crate) mod stop;

@@ -62,6 +62,7 @@ pub struct Home {
     rules: AdmissionRules,
     max_audit_log: u64,
     network: Arc<NetworkOperator>,
+    share_program: Option<PathBuf>,
 }
 
 /// Maximum size of the audit log of one sandbox in bytes, unless the caller sets a lower one.
@@ -87,7 +88,8 @@ impl Home {
         create(&root, true)?;
         check_owner(&root)?;
         let network = Arc::default();
-        let home = Self { root, rules: AdmissionRules::default(), max_audit_log: MAX_AUDIT_LOG, network };
+        let home =
+            Self { root, rules: AdmissionRules::default(), max_audit_log: MAX_AUDIT_LOG, network, share_program: None };
         for path in [
             home.sandboxes(),
             home.names(),
@@ -117,6 +119,15 @@ impl Home {
 
     pub(crate) fn with_network(self, operator: NetworkOperator) -> Self {
         Self { network: Arc::new(operator), ..self }
+    }
+
+    pub(crate) fn with_share_program(self, program: PathBuf) -> Self {
+        Self { share_program: Some(program), ..self }
+    }
+
+    /// Returns the program that serves a live share.
+    pub(crate) fn share_program(&self) -> Option<&PathBuf> {
+        self.share_program.as_ref()
     }
 
     pub(crate) fn network(&self) -> &NetworkOperator {

@@ -3,12 +3,15 @@
 //!
 //! ```text
 //! spec       what is mounted where, also in the record of a sandbox      path   where in the guest
+//! share_root a directory of the host, open
 //! mounting   tells the agent to mount it
 //! ```
 
 pub(crate) mod mounting;
 mod path;
+pub(crate) mod share_root;
 pub(crate) mod spec;
 
 pub use path::{MountPath, MountPathError};
-pub use spec::{MountSource, MountSpec, MountedVolume, Mounts, MountsError, Tmpfs};
+pub use share_root::ShareRootError;
+pub use spec::{MountSource, MountSpec, MountedVolume, Mounts, MountsError, Share, Tmpfs};

@@ -4,7 +4,10 @@
 //! The file `mounts.due` in the directory of a sandbox means that its machine may not have mounted it yet.
 //! Repeating the request is harmless.
 
-use super::spec::{MountSource, Mounts, Tmpfs};
+use super::{
+    share_root::{ShareRoot, ShareRootError},
+    spec::{MountSource, Mounts, Tmpfs},
+};
 use crate::{
     guest::{
         error::ExecError,
@@ -19,9 +22,12 @@ use sandboxvm_protocol::{
     agent::{
         files::{FilePath, FilePathError},
         mounts::{Mount, MountTable, MountedSource},
+        share::ShareMount,
     },
     machine::{DiskNumber, MachineError},
 };
+
+use std::path::Path;
 
 const DUE: &str = "mounts.due";
 /// Disks of every machine: the agent's, the image and the writable one.
@@ -35,6 +41,9 @@ enum TableError {
     /// A path is too long, or contains a NUL.
     #[error(transparent)]
     Path(#[from] FilePathError),
+    /// A directory of the host cannot be shared any more.
+    #[error(transparent)]
+    Share(#[from] ShareRootError),
     /// There are too many disks.
     #[error(transparent)]
     Disk(#[from] MachineError),
@@ -73,17 +82,44 @@ impl Sandbox {
                 error => ExecError::Mounts(error.to_string()),
             };
             let slots = self.record.workspace.as_ref().map_or(0, |workspace| workspace.slots.len());
-            let table = table(mounts, *read_only_root, DISKS_BEFORE + slots);
-            let table = table.map_err(|error| ExecError::Mounts(error.to_string()))?;
-            Files::of(self).mount(table).await.map_err(failed)?;
+            let steps = self.steps(mounts, *read_only_root, DISKS_BEFORE + slots);
+            for step in steps.map_err(|error| ExecError::Mounts(error.to_string()))? {
+                let files = Files::of(self);
+                match step {
+                    Step::Table(table) => files.mount(table).await.map_err(failed)?,
+                    Step::Share(share) => files.mount_share(share).await.map_err(failed)?,
+                }
+            }
             Ok(self.directory.unlink(DUE)?)
         })
     }
 }
 
-/// Returns the request. The first volume is disk `first`.
-fn table(mounts: &Mounts, read_only_root: bool, first: usize) -> Result<MountTable, TableError> {
+/// One request.
+#[derive(Debug)]
+enum Step {
+    Table(MountTable),
+    Share(ShareMount),
+}
+
+impl Sandbox {
+    /// Returns the requests, in an order in which each mount comes after those that it lies in. The first
+    /// volume is disk `first`.
+    fn steps(&self, mounts: &Mounts, read_only_root: bool, first: usize) -> Result<Vec<Step>, TableError> {
+        let is_directory = |path: &Path| Ok(ShareRoot::open(&self.home, path)?.is_directory);
+        steps(mounts, read_only_root, first, is_directory)
+    }
+}
+
+fn steps(
+    mounts: &Mounts,
+    read_only_root: bool,
+    first: usize,
+    is_directory: impl Fn(&Path) -> Result<bool, TableError>,
+) -> Result<Vec<Step>, TableError> {
     let mut disks = (first..).map(|number| u8::try_from(number).unwrap_or(u8::MAX));
+    let mut shares = mounts.shares();
+    let mut steps = Vec::new();
     let mut entries = Vec::new();
     for mount in mounts.iter() {
         let source = match &mount.source {
@@ -94,18 +130,33 @@ fn table(mounts: &Mounts, read_only_root: bool, first: usize) -> Result<MountTab
             MountSource::Tmpfs(Tmpfs { size, mode, exec }) => {
                 MountedSource::Tmpfs { size: *size, mode: mode.unwrap_or(TMPFS_MODE), exec: *exec }
             }
-            // No sandbox has one yet.
-            MountSource::HostDirectory { .. } => continue,
+            MountSource::HostDirectory { path, read_only, .. } => {
+                if !entries.is_empty() {
+                    let mounts = std::mem::take(&mut entries);
+                    steps.push(Step::Table(MountTable { mounts, read_only_root: false }));
+                }
+                let Some(share) = shares.next() else { continue };
+                let at = FilePath::try_from(mount.at.as_str())?;
+                let (number, is_directory) = (share.number, is_directory(path)?);
+                steps.push(Step::Share(ShareMount { number, at, is_directory, read_only: *read_only }));
+                continue;
+            }
         };
         entries.push(Mount { at: FilePath::try_from(mount.at.as_str())?, source });
     }
-    Ok(MountTable { mounts: entries, read_only_root })
+    if !entries.is_empty() || read_only_root {
+        steps.push(Step::Table(MountTable { mounts: entries, read_only_root }));
+    }
+    Ok(steps)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mounts::spec::tests::{tmpfs, volume};
+    use crate::mounts::{
+        MountPath, MountSpec,
+        spec::tests::{tmpfs, volume},
+    };
 
     #[test]
     fn volumes_are_the_disks_behind_the_workspace_in_the_order_of_their_paths() {
@@ -114,7 +165,9 @@ mod tests {
             tmpfs("/aa", Tmpfs { size: Some(4096), ..Tmpfs::default() }),
             volume("a", "/a", false),
         ];
-        let table = table(&Mounts::new(mounts).unwrap(), true, DISKS_BEFORE + 2).unwrap();
+        let mut steps = steps(&Mounts::new(mounts).unwrap(), true, DISKS_BEFORE + 2, |_| unreachable!()).unwrap();
+        let Some(Step::Table(table)) = steps.pop() else { panic!("{steps:?}") };
+        assert!(steps.is_empty());
         let seen: Vec<_> = table.mounts.iter().map(|mount| (mount.at.as_bytes(), mount.source.clone())).collect();
         let disk = |number: u8| DiskNumber::try_from(number).unwrap();
         assert_eq!(
@@ -126,5 +179,43 @@ mod tests {
             ]
         );
         assert!(table.read_only_root);
+    }
+
+    #[test]
+    fn shares_are_mounted_after_what_they_lie_in_and_before_what_lies_in_them() {
+        let share = |path: &str, at: &str, read_only| MountSpec {
+            at: MountPath::try_from(at.to_owned()).unwrap(),
+            source: MountSource::HostDirectory { path: path.into(), read_only, uid: 0, gid: 0 },
+        };
+        let mounts = vec![
+            share("/host/app", "/app", false),
+            share("/host/file", "/etc/file", true),
+            volume("modules", "/app/node_modules", false),
+            tmpfs("/a", Tmpfs::default()),
+        ];
+        let steps = steps(&Mounts::new(mounts).unwrap(), true, 3, |path| Ok(!path.ends_with("file"))).unwrap();
+        let seen: Vec<_> = steps
+            .iter()
+            .map(|step| match step {
+                Step::Table(table) => {
+                    let at: Vec<_> = table.mounts.iter().map(|mount| mount.at.as_bytes()).collect();
+                    (at, None, table.read_only_root)
+                }
+                Step::Share(share) => {
+                    let about = (share.number.port(), share.is_directory);
+                    (vec![share.at.as_bytes()], Some(about), share.read_only)
+                }
+            })
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (vec![&b"/a"[..]], None, false),
+                (vec![b"/app"], Some((512, true)), false),
+                (vec![b"/app/node_modules"], None, false),
+                (vec![b"/etc/file"], Some((513, false)), true),
+                (vec![], None, true),
+            ]
+        );
     }
 }

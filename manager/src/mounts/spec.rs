@@ -7,11 +7,14 @@ use super::path::{MountPath, MountPathError};
 use crate::volumes::name::VolumeName;
 use sandboxvm_images::file_version::FileVersion;
 use sandboxvm_protocol::{
-    agent::mounts::{MAX_MOUNTS, MAX_VOLUMES},
+    agent::{
+        mounts::{MAX_MOUNTS, MAX_VOLUMES},
+        share::ShareNumber,
+    },
     ids::SandboxName,
 };
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Minimum and maximum size of a file system in memory in bytes.
 const TMPFS_SIZE: std::ops::RangeInclusive<u64> = 4096..=1 << 40;
@@ -48,9 +51,9 @@ pub enum MountsError {
     /// The path of a directory of the host is not absolute, or not UTF-8.
     #[error("invalid directory of the host {0:?}: expected an absolute path in UTF-8")]
     HostDirectory(PathBuf),
-    /// Directories of the host cannot be mounted.
-    #[error("cannot mount {}: directories of the host are not supported yet", .0.display())]
-    NoHostDirectories(PathBuf),
+    /// There are too many directories of the host.
+    #[error("invalid number of directories of the host {0}: a sandbox has at most {max}", max = ShareNumber::COUNT)]
+    TooManyShares(usize),
     /// The certificate that secrets and header rules need is a file of the root.
     #[error("cannot make the root read-only: secrets and header rules of the network need a certificate in it")]
     ReadOnlyWithSecrets,
@@ -67,10 +70,16 @@ pub enum MountsError {
 pub enum MountSource {
     /// A directory of the host, which sandbox and host share.
     HostDirectory {
-        /// Absolute path of the directory.
+        /// Absolute path of the directory, or of a file.
         path: PathBuf,
         /// The sandbox cannot write it.
         read_only: bool,
+        /// User ID, in the guest, of files that belong to the user who serves the directory.
+        #[serde(default)]
+        uid: u32,
+        /// Group ID of these files in the guest.
+        #[serde(default)]
+        gid: u32,
     },
     /// A named volume.
     Volume {
@@ -133,6 +142,10 @@ impl Mounts {
         }
         let mounts = Self(mounts);
         let mut names: Vec<&VolumeName> = mounts.volumes().map(|volume| volume.name).collect();
+        let shares = mounts.shares().count();
+        if shares > usize::from(ShareNumber::COUNT) {
+            return Err(MountsError::TooManyShares(shares));
+        }
         if names.len() > MAX_VOLUMES {
             return Err(MountsError::TooManyVolumes(names.len()));
         }
@@ -200,13 +213,54 @@ impl Mounts {
         }
     }
 
-    /// Returns the first directory of the host among the mounts.
-    pub(crate) fn host_directory(&self) -> Option<&PathBuf> {
-        self.0.iter().find_map(|mount| match &mount.source {
-            MountSource::HostDirectory { path, .. } => Some(path),
+    /// Returns the directories of the host, with their numbers.
+    pub fn shares(&self) -> impl Iterator<Item = Share<'_>> {
+        let shares = self.0.iter().filter_map(|mount| match &mount.source {
+            MountSource::HostDirectory { path, read_only, uid, gid } => {
+                Some((&mount.at, path, *read_only, (*uid, *gid)))
+            }
             MountSource::Volume { .. } | MountSource::Tmpfs(_) => None,
+        });
+        ShareNumber::all().zip(shares).map(|(number, (at, path, read_only, owner))| Share {
+            number,
+            at,
+            path,
+            read_only,
+            owner,
         })
     }
+
+    /// Returns true if there is a directory of the host.
+    #[must_use]
+    pub fn has_shares(&self) -> bool {
+        self.shares().next().is_some()
+    }
+
+    /// Makes files of directories of the host belong to this user and group in the guest.
+    #[must_use]
+    pub fn with_owner(mut self, owner: (u32, u32)) -> Self {
+        for mount in &mut self.0 {
+            if let MountSource::HostDirectory { uid, gid, .. } = &mut mount.source {
+                (*uid, *gid) = owner;
+            }
+        }
+        self
+    }
+}
+
+/// A directory or file of the host, which host and sandbox share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share<'a> {
+    /// Its number in the sandbox.
+    pub number: ShareNumber,
+    /// Where it is in the guest.
+    pub at: &'a MountPath,
+    /// Its absolute path on the host.
+    pub path: &'a Path,
+    /// The sandbox cannot write it.
+    pub read_only: bool,
+    /// User and group ID, in the guest, of files that belong to the user who serves the directory.
+    pub owner: (u32, u32),
 }
 
 /// A volume of a sandbox.
@@ -272,7 +326,7 @@ pub(crate) mod tests {
         assert!(refused(many).contains("invalid number of mounts"));
         assert!(refused(vec![tmpfs("/a", Tmpfs { size: Some(1), ..Tmpfs::default() })]).contains("of 1 bytes"));
         assert!(refused(vec![tmpfs("/a", Tmpfs { mode: Some(0o10000), ..Tmpfs::default() })]).contains("mode 10000"));
-        let directory = MountSource::HostDirectory { path: "data".into(), read_only: true };
+        let directory = MountSource::HostDirectory { path: "data".into(), read_only: true, uid: 0, gid: 0 };
         let at = MountPath::try_from("/data".to_owned()).unwrap();
         assert!(refused(vec![MountSpec { at, source: directory }]).contains("absolute path"));
     }

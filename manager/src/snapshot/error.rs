@@ -41,6 +41,16 @@ pub enum SnapshotError {
         /// The volume.
         volume: VolumeName,
     },
+    /// The memory of the snapshot would refer to files of the host that change afterwards.
+    #[error(
+        "cannot snapshot sandbox {sandbox}: it shares {} with the host, which is not part of a snapshot", .path.display()
+    )]
+    Share {
+        /// Name of the sandbox, or its ID if it has none.
+        sandbox: String,
+        /// Path on the host.
+        path: PathBuf,
+    },
     /// A volume of the sandbox cannot be found.
     #[error(transparent)]
     Volume(#[from] VolumeError),

@@ -98,6 +98,9 @@ pub(crate) async fn take_named(change: &Change<'_>, name: SandboxName) -> Result
     if let Some(volume) = sandbox.record.mounts.writable_volume() {
         return Err(SnapshotError::WritableVolume { sandbox: sandbox.label(), volume: volume.clone() });
     }
+    if let Some(share) = sandbox.record.mounts.shares().next() {
+        return Err(SnapshotError::Share { sandbox: sandbox.label(), path: share.path.to_owned() });
+    }
     let destination = sandbox.home.snapshot(&name);
     if destination.exists() {
         return Err(SnapshotError::Taken(name));

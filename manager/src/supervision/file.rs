@@ -26,6 +26,9 @@ pub(crate) struct Supervision {
     /// The network, if the sandbox has one: what it may reach is in a separate record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) network: Option<Network>,
+    /// True if the sandbox has live shares: its configuration says which.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) shares: bool,
 }
 
 /// Whether the network ever worked: if it did, a failure does not end the other services.
@@ -67,6 +70,7 @@ impl Supervision {
             idle: spec.idle,
             ports: ports.collect(),
             network: has_network.then_some(Network { was_attached: false }),
+            shares: false,
         })
     }
 
@@ -88,12 +92,17 @@ impl Supervision {
 
     /// Returns true if there is nothing to maintain.
     pub(crate) fn is_empty(&self) -> bool {
-        self.ttl.is_none() && self.idle.is_none() && self.ports.is_empty() && self.network.is_none()
+        self.ttl.is_none() && self.idle.is_none() && self.ports.is_empty() && self.network.is_none() && !self.shares
     }
 
     /// Returns the record with a network.
     pub(crate) fn with_network(self) -> Self {
         Self { network: self.network.or(Some(Network { was_attached: false })), ..self }
+    }
+
+    /// Returns the record with shares, if the sandbox has them.
+    pub(crate) fn with_shares(self, shares: bool) -> Self {
+        Self { shares, ..self }
     }
 
     /// Starts the time to live again.

@@ -1,5 +1,5 @@
 //! The services of a sandbox that continue while no command runs: its time to live, its idle rule,
-//! its published ports and its network.
+//! its published ports, its network and its live shares.
 //!
 //! ```text
 //! supervision.json  what is wanted and what is in force; written by the supervisor, and before
@@ -10,7 +10,7 @@
 //!
 //! create, port, fork ── write supervision.json ──> start ── SupervisorProgram ──> keeper
 //! any other command ── finds the lock free ──────────┘       holds supervisor.lock  │
-//!                                                      services: ports, ttl, idle, network
+//!                                                      services: ports, ttl, idle, network, shares
 //!                        sandbox's agent and VMM <── stop, remove, pause, watch ────┘
 //! ```
 //! There is one small process for each sandbox that has such a service, and none for others. It
@@ -45,6 +45,7 @@ use crate::{
 use publish::{HostEnd, MAX_PORTS, Publish};
 use sandboxvm_protocol::agent::port::PortNumber;
 pub use services::network::NetworkFailure;
+pub use services::shares::ShareFailure;
 use std::{ffi::OsString, io, path::PathBuf};
 
 pub(crate) const FILE: &str = "supervision.json";
@@ -52,8 +53,8 @@ pub(crate) const LOCK: &str = "supervisor.lock";
 pub(crate) const SOCKET: &str = "supervisor.sock";
 pub(crate) const LOG: &str = "supervisor.log";
 
-/// The services that a sandbox is to have, besides its network, which it has if it was created with
-/// one.
+/// The services that a sandbox is to have, besides its network and its shares, which it has if it was
+/// created with them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SupervisionSpec {
     /// Ends the sandbox after a time.
@@ -135,6 +136,9 @@ pub enum SuperviseError {
     /// The network cannot be started.
     #[error("cannot start the network of the sandbox: {0}")]
     Network(#[from] NetworkFailure),
+    /// The shares cannot be served.
+    #[error("cannot serve the shares of the sandbox: {0}")]
+    Shares(#[from] ShareFailure),
     /// The settings of the network were recorded, and are not in force.
     #[error("the network of the sandbox is down: {0}")]
     NetworkDown(String),

@@ -62,15 +62,19 @@ impl SupervisorLock {
 
 /// Writes down the services of a new sandbox unless a supervisor has them already. A supervisor
 /// that is started later maintains them.
-pub(crate) fn plan(directory: &SandboxDirectory, spec: &SupervisionSpec) -> Result<(), SuperviseError> {
+pub(crate) fn plan(
+    directory: &SandboxDirectory,
+    spec: &SupervisionSpec,
+    has_shares: bool,
+) -> Result<(), SuperviseError> {
     let has_network = NetworkRecord::exists(directory);
-    if spec.is_empty() && !has_network {
+    if spec.is_empty() && !has_network && !has_shares {
         return Ok(());
     }
     if spec.idle.is_some() {
         in_use::watch(directory)?;
     }
-    let supervision = Supervision::of(spec, has_network)?;
+    let supervision = Supervision::of(spec, has_network)?.with_shares(has_shares);
     if let Some(_lock) = SupervisorLock::try_take(directory)? {
         supervision.write(directory)?;
     }
@@ -84,10 +88,11 @@ impl Sandbox {
     /// # Errors
     /// Every [`SuperviseError`]; no service is started then.
     pub async fn supervise(&self, program: &SupervisorProgram, spec: &SupervisionSpec) -> Result<(), SuperviseError> {
-        if spec.is_empty() && !NetworkRecord::exists(&self.directory) {
+        let has_shares = self.record.mounts.has_shares();
+        if spec.is_empty() && !NetworkRecord::exists(&self.directory) && !has_shares {
             return Ok(());
         }
-        plan(&self.directory, spec)?;
+        plan(&self.directory, spec, has_shares)?;
         let started = self.start_supervisor(program).await;
         if started.is_err() {
             self.directory.unlink(FILE)?;
@@ -107,7 +112,7 @@ impl Sandbox {
         if is_supervised(&self.directory)? || !self.state()?.is_live() {
             return Ok(false);
         }
-        if supervision.network.is_none() {
+        if supervision.network.is_none() && !supervision.shares {
             self.spawn_supervisor(program, Stdio::null())?;
             return Ok(true);
         }
@@ -126,7 +131,8 @@ impl Sandbox {
     /// # Errors
     /// Every [`SuperviseError`].
     pub async fn ensure_network(&self, program: &SupervisorProgram) -> Result<(), SuperviseError> {
-        let is_wanted = Supervision::read(&self.directory)?.is_some_and(|supervision| supervision.network.is_some());
+        let is_wanted = Supervision::read(&self.directory)?
+            .is_some_and(|supervision| supervision.network.is_some() || supervision.shares);
         if !is_wanted || is_supervised(&self.directory)? || !self.state()?.is_live() {
             return Ok(());
         }
@@ -166,7 +172,9 @@ impl Sandbox {
         if let Some(_lock) = SupervisorLock::try_take(&self.directory)? {
             let supervision = match Supervision::read(&self.directory)? {
                 Some(supervision) => supervision.with_network(),
-                None => Supervision::of(&SupervisionSpec::default(), true)?,
+                None => {
+                    Supervision::of(&SupervisionSpec::default(), true)?.with_shares(self.record.mounts.has_shares())
+                }
             };
             supervision.write(&self.directory)?;
         }
@@ -270,7 +278,8 @@ impl Sandbox {
                         && Supervision::read(&self.directory)?.is_none()
                     {
                         let has_network = NetworkRecord::exists(&self.directory);
-                        Supervision::of(&SupervisionSpec::default(), has_network)?.write(&self.directory)?;
+                        let supervision = Supervision::of(&SupervisionSpec::default(), has_network)?;
+                        supervision.with_shares(self.record.mounts.has_shares()).write(&self.directory)?;
                     }
                     self.start_supervisor(program).await?;
                 }

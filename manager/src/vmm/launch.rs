@@ -10,7 +10,7 @@ use crate::vmm::{
     descriptors::{LaunchError, LaunchFiles},
     group::Group,
     pidfd::Pidfd,
-    spawn::{Spawned, spawn},
+    spawn::{Spawned, Streams, spawn},
 };
 use rustix::process::{Pid, WaitOptions, waitpid};
 use sandboxvm_protocol::vmm::LaunchConfig;
@@ -46,8 +46,9 @@ impl VmmProcess {
     pub(crate) fn spawn(program: &Path, log: File, group: Option<&Group>) -> Result<Self, LaunchError> {
         let spawned_at = Instant::now();
         let (ours, theirs) = StdUnixStream::pair()?;
-        let Spawned { pid, is_in_group } = spawn(program, None, theirs.into(), log.into(), group)
-            .map_err(|source| LaunchError::Spawn { path: program.to_owned(), source })?;
+        let Spawned { pid, is_in_group } =
+            spawn(program, None, Streams { input: theirs.into(), output: None, log: log.into() }, group)
+                .map_err(|source| LaunchError::Spawn { path: program.to_owned(), source })?;
         ours.set_nonblocking(true)?;
         let channel = ControlClient::over(UnixStream::from_std(ours)?);
         let pidfd = Pidfd::open(pid)?;

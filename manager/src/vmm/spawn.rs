@@ -1,4 +1,4 @@
-//! Spawns the processes of a sandbox, its VMM and those of its network: in its control group, and
+//! Spawns the processes of a sandbox, its VMM and those of its network and its shares: in its control group, and
 //! with nothing of this process but the three descriptors that they receive.
 //!
 //! Code between clone and exec runs in the memory of this process, while the calling thread waits
@@ -48,24 +48,37 @@ pub(crate) struct Spawned {
     pub(crate) is_in_group: bool,
 }
 
-/// Starts `program`, with at most one argument and without an environment, in `/`, with `channel` as
-/// its stdin and `log` as its stderr.
+/// The descriptors that a process receives.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    /// Its stdin.
+    pub(crate) input: OwnedFd,
+    /// Its stdout; `/dev/null` if absent.
+    pub(crate) output: Option<OwnedFd>,
+    /// Its stderr.
+    pub(crate) log: OwnedFd,
+}
+
+/// Starts `program`, with at most one argument and without an environment, in `/`.
 pub(crate) fn spawn(
     program: &Path,
     argument: Option<&CStr>,
-    channel: OwnedFd,
-    log: OwnedFd,
+    streams: Streams,
     group: Option<&Group>,
 ) -> io::Result<Spawned> {
     let path = CString::new(program.as_os_str().as_bytes())?;
-    let null = above_streams(File::options().write(true).open("/dev/null")?.into())?;
-    let (channel, log) = (above_streams(channel)?, above_streams(log)?);
+    let output = match streams.output {
+        Some(output) => output,
+        None => File::options().write(true).open("/dev/null")?.into(),
+    };
+    let output = above_streams(output)?;
+    let (channel, log) = (above_streams(streams.input)?, above_streams(streams.log)?);
     let plan = Plan {
         program: path.as_ptr(),
         // Without an argument the second null is not read.
         argv: &[path.as_ptr(), argument.map_or(ptr::null(), CStr::as_ptr), ptr::null()],
         envp: &[ptr::null()],
-        streams: [channel.as_raw_fd(), null.as_raw_fd(), log.as_raw_fd()],
+        streams: [channel.as_raw_fd(), output.as_raw_fd(), log.as_raw_fd()],
         failure: Cell::new(0),
     };
     match clone(&plan, group) {
@@ -79,7 +92,10 @@ pub(crate) fn spawn(
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory) => Err(error),
         // Before Linux 5.7; in a container that filters clone3(2); or with a group that does not
         // accept processes any more.
-        Err(_) => spawn_and_move(program, argument, channel, log, group),
+        Err(_) => {
+            let streams = Streams { input: channel, output: Some(output), log };
+            spawn_and_move(program, argument, streams, group)
+        }
     }
 }
 
@@ -88,13 +104,14 @@ pub(crate) fn spawn(
 fn spawn_and_move(
     program: &Path,
     argument: Option<&CStr>,
-    channel: OwnedFd,
-    log: OwnedFd,
+    streams: Streams,
     group: Option<&Group>,
 ) -> io::Result<Spawned> {
+    let Streams { input, output, log } = streams;
     let mut command = Command::new(program);
     command.args(argument.map(|argument| OsStr::from_bytes(argument.to_bytes())));
-    command.env_clear().current_dir("/").stdin(Stdio::from(channel)).stdout(Stdio::null()).stderr(Stdio::from(log));
+    command.env_clear().current_dir("/").stdin(Stdio::from(input)).stderr(Stdio::from(log));
+    command.stdout(output.map_or_else(Stdio::null, Stdio::from));
     let pid = Pid::from_child(&command.spawn()?);
     Ok(Spawned { pid, is_in_group: group.is_some_and(|group| group.admit(pid).is_ok()) })
 }

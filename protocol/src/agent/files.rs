@@ -12,7 +12,7 @@
 //! Files(WriteWithMetadata)   ->    as Write, with File(Details) at the end
 //! Files(Observe)             ->    as Watch, with File(Observed) for File(Changes)
 //! Files(PackChanges | PackWorkspace) -> as Archive, with File(Begun) without an entry
-//! Files(MountWorkspace | Mount) -> File(Done)
+//! Files(MountWorkspace | Mount | MountShare) -> File(Done)
 //! the others                 ->    File(Entry), or File(Done) where nothing is left to describe
 //! ```
 //! [`FileReply::Failed`] can replace any reply, also between data, and is the last. Only the credit
@@ -27,9 +27,11 @@ pub use super::file_entry::{
     ChangeKind, FileChange, FileEntry, FileKind, FilePath, FilePathError, FileTime, MAX_OWNER, MAX_PATH,
 };
 use super::mounts::MountTable;
+use super::share::ShareMount;
 use super::text::CText;
 use super::version::{
-    SINCE_BELOW_MOUNTS, SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_MOUNTS, SINCE_WORKSPACES,
+    SINCE_BELOW_MOUNTS, SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_MOUNTS, SINCE_SHARES,
+    SINCE_WORKSPACES,
 };
 use super::workspace::WorkspaceMount;
 use crate::{capped, machine::SlotNumber};
@@ -211,6 +213,8 @@ pub enum FileOperation {
     /// Mounts volumes and file systems in memory, and makes the root read-only. Does nothing of it a second
     /// time. Only root may request it.
     Mount(MountTable),
+    /// Mounts a live share. Does nothing if it is mounted. Only root may request it.
+    MountShare(ShareMount),
 }
 
 impl FileOperation {
@@ -225,6 +229,7 @@ impl FileOperation {
             Self::ExtractBelowMounts => SINCE_BELOW_MOUNTS,
             Self::MountWorkspace(_) | Self::PackWorkspace { .. } => SINCE_WORKSPACES,
             Self::Mount(_) => SINCE_MOUNTS,
+            Self::MountShare(_) => SINCE_SHARES,
             _ => SINCE_FILES,
         }
     }

@@ -40,6 +40,7 @@ pub mod main_process;
 pub mod mounts;
 pub mod port;
 pub mod process;
+pub mod share;
 pub mod text;
 pub mod version;
 pub mod workspace;
@@ -51,7 +52,7 @@ pub use exec::{
 pub use text::{CText, CTextError, MAX_ARGUMENT};
 pub use version::{
     SINCE_BELOW_MOUNTS, SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_LIMITS, SINCE_LIMITS_HIT,
-    SINCE_MAIN_PROCESS, SINCE_MOUNTS, SINCE_PORTS, SINCE_PROCESSES, SINCE_WORKSPACES, WIRE,
+    SINCE_MAIN_PROCESS, SINCE_MOUNTS, SINCE_PORTS, SINCE_PROCESSES, SINCE_SHARES, SINCE_WORKSPACES, WIRE,
 };
 
 use crate::{capped, frame::Message};

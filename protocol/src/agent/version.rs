@@ -40,3 +40,6 @@ pub const SINCE_WORKSPACES: u8 = 7;
 
 /// The first version that mounts volumes and file systems in memory, and makes the root read-only.
 pub const SINCE_MOUNTS: u8 = 8;
+
+/// The first version that mounts live shares.
+pub const SINCE_SHARES: u8 = 8;

@@ -4,7 +4,7 @@ use crate::samples::REFUSALS;
 use proptest::{collection::vec, option, prelude::*};
 use sandboxvm_protocol::{
     agent::details::*, agent::files::*, agent::limits::*, agent::main_process::*, agent::mounts::*, agent::port::*,
-    agent::process::*, agent::workspace::*, agent::*, ids::*, machine::*, network::*, vmm::*,
+    agent::process::*, agent::share::*, agent::workspace::*, agent::*, ids::*, machine::*, network::*, vmm::*,
 };
 
 pub fn ctext() -> impl Strategy<Value = CText> {
@@ -137,6 +137,12 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
         slot().prop_map(|lowest| FileOperation::PackWorkspace { lowest }),
         (vec(mount(), 0..=4), any::<bool>())
             .prop_map(|(mounts, read_only_root)| FileOperation::Mount(MountTable { mounts, read_only_root })),
+        (0..ShareNumber::COUNT, file_path(), any::<bool>(), any::<bool>()).prop_map(
+            |(number, at, is_directory, read_only)| {
+                let number = ShareNumber::try_from(number).expect("it is below the maximum");
+                FileOperation::MountShare(ShareMount { number, at, is_directory, read_only })
+            }
+        ),
         (vec(slot(), 0..=MAX_SLOTS), file_path(), any::<[u32; 2]>()).prop_map(|(slots, at, [uid, gid])| {
             FileOperation::MountWorkspace(WorkspaceMount { slots, at, uid, gid })
         }),

@@ -186,7 +186,7 @@ impl AgentConnection {
         limits: Option<&HostMessage>,
         request: Option<&HostMessage>,
     ) -> Result<Self, AgentError> {
-        let (reader, mut writer) = connect(directory).await?.into_split();
+        let (reader, mut writer) = connect(directory, PORT).await?.into_split();
         let mut reader = FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE);
         // All messages go in one packet: the agent wakes up once, and handles them in order.
         let mut bytes = Vec::new();
@@ -249,7 +249,7 @@ pub(crate) fn refused(kind: FailureKind, message: &str) -> AgentError {
 
 /// Sends `CONNECT <port>\n`, which the VMM answers with `OK <host port>\n`. If it closes the
 /// connection without an answer, no process listens on the port.
-async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError> {
+pub(crate) async fn connect(directory: &SandboxDirectory, port: u32) -> Result<UnixStream, AgentError> {
     let mut stream = loop {
         match directory.connect(VSOCK_SOCKET).await {
             // The backlog of the socket is full. The time limit of the caller ends these attempts.
@@ -257,7 +257,7 @@ async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError>
             connected => break connected?,
         }
     };
-    stream.write_all(format!("CONNECT {PORT}\n").as_bytes()).await.map_err(WireError::from)?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(WireError::from)?;
     let mut line = Vec::with_capacity(MAX_CONNECT_ANSWER);
     while line.last() != Some(&b'\n') {
         if line.len() == MAX_CONNECT_ANSWER {

@@ -84,9 +84,10 @@ impl Sandbox {
 fn needs_mounts(request: &HostMessage) -> bool {
     match request {
         HostMessage::Exec(_) | HostMessage::ExecMain(_) => true,
-        HostMessage::Files(request) => {
-            !matches!(request.operation, FileOperation::MountWorkspace(_) | FileOperation::Mount(_))
-        }
+        HostMessage::Files(request) => !matches!(
+            request.operation,
+            FileOperation::MountWorkspace(_) | FileOperation::Mount(_) | FileOperation::MountShare(_)
+        ),
         _ => false,
     }
 }

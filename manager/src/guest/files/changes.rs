@@ -8,6 +8,7 @@ use sandboxvm_protocol::{
     agent::{
         files::{FileOperation, FileReply, FileTotals},
         mounts::MountTable,
+        share::ShareMount,
         workspace::WorkspaceMount,
     },
     machine::SlotNumber,
@@ -66,6 +67,14 @@ impl<'s> Files<'s> {
 }
 
 impl Files<'_> {
+    /// Mounts a live share, unless it is mounted.
+    pub(crate) async fn mount_share(&self, mount: ShareMount) -> Result<(), FileError> {
+        match self.begin(FileOperation::MountShare(mount)).await?.1 {
+            FileReply::Done(_) => Ok(()),
+            _ => Err(FileError::unexpected("answer to a request to mount a share")),
+        }
+    }
+
     /// Mounts volumes and file systems in memory, unless they are mounted.
     pub(crate) async fn mount(&self, table: MountTable) -> Result<(), FileError> {
         match self.begin(FileOperation::Mount(table)).await?.1 {

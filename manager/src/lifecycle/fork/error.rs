@@ -11,7 +11,7 @@ use crate::{
     vmm::{control::ControlError, state::State},
     volumes::VolumeName,
 };
-use std::{io, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 /// Maximum number of copies in one fork: more than any host can hold.
 pub(crate) const MAX_CHILDREN: u32 = 10_000;
@@ -29,6 +29,14 @@ pub enum ForkError {
         sandbox: String,
         /// The volume.
         volume: VolumeName,
+    },
+    /// Several machines would write one directory, and each would have memory of its files.
+    #[error("cannot fork sandbox {sandbox}: it shares {} with the host", .path.display())]
+    Share {
+        /// Name of the sandbox, or its ID if it has none.
+        sandbox: String,
+        /// Path on the host.
+        path: PathBuf,
     },
     /// Only a running sandbox can be forked.
     #[error("cannot fork sandbox {sandbox}: it is {state}, and only a running sandbox can be forked")]

@@ -45,7 +45,7 @@ impl Inherited {
         self.kept.write(directory)?;
         self.record.write(directory)?;
         self.pins.write(directory)?;
-        Ok(supervision::plan(directory, &SupervisionSpec::default())?)
+        Ok(supervision::plan(directory, &SupervisionSpec::default(), false)?)
     }
 }
 

@@ -102,6 +102,9 @@ impl Sandbox {
         if let Some(volume) = self.record.mounts.writable_volume() {
             return Err(ForkError::WritableVolume { sandbox: self.label(), volume: volume.clone() });
         }
+        if let Some(share) = self.record.mounts.shares().next() {
+            return Err(ForkError::Share { sandbox: self.label(), path: share.path.to_owned() });
+        }
         let forked = self.fork_all(count, secrets).await;
         if let Err(error) = &forked {
             self.trail().note(Event::NotForked { copies: count, reason: error.to_string() });

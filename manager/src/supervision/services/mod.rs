@@ -1,9 +1,11 @@
 //! The services that a supervisor runs, one module each.
 
+mod child;
 mod idle;
 pub(super) mod listeners;
 pub(super) mod network;
 mod ports;
+pub(super) mod shares;
 mod ttl;
 
 use super::service::Service;
@@ -15,5 +17,6 @@ pub(super) fn all() -> Vec<Box<dyn Service>> {
         Box::new(ttl::TimeToLive::new()),
         Box::new(idle::Idle::new()),
         Box::new(network::Network::default()),
+        Box::new(shares::Shares::default()),
     ]
 }

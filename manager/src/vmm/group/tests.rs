@@ -1,6 +1,6 @@
 use super::*;
 use crate::home::{directory::SandboxDirectory, layout::Home};
-use crate::vmm::spawn::spawn;
+use crate::vmm::spawn::{Streams, spawn};
 use std::process::{Child, Command};
 use std::{
     fs,
@@ -83,7 +83,10 @@ fn process_survives_in_a_group_that_was_killed_before() {
     for round in 0..2 {
         let group = Group::take(&home, &directory).unwrap().unwrap();
         let (input, end) = std::io::pipe().unwrap();
-        let spawned = spawn(cat, None, input.into(), tempfile::tempfile().unwrap().into(), Some(&group)).unwrap();
+        let spawned = {
+            let log = tempfile::tempfile().unwrap().into();
+            spawn(cat, None, Streams { input: input.into(), output: None, log }, Some(&group)).unwrap()
+        };
         assert!(spawned.is_in_group);
         drop(end);
         let (_, status) = rustix::process::waitpid(Some(spawned.pid), rustix::process::WaitOptions::empty())

@@ -2,11 +2,11 @@
 
 use super::{Named, path, text};
 use sandboxvm_protocol::{
-    agent::{details::*, files::*, mounts::*, workspace::*},
+    agent::{details::*, files::*, mounts::*, share::*, workspace::*},
     machine::{DiskNumber, SlotNumber},
 };
 
-pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 21] {
+pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 22] {
     let a = || path("/home/user/a");
     [
         ("stat", false, FileOperation::Stat { path: a(), follow: true }),
@@ -34,11 +34,17 @@ pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 21] {
         ("mount-workspace", false, FileOperation::MountWorkspace(mount())),
         ("pack-workspace", false, FileOperation::PackWorkspace { lowest: SlotNumber::FIRST }),
         ("mount", false, FileOperation::Mount(mount_table())),
+        ("mount-share", false, FileOperation::MountShare(share())),
     ]
 }
 
 fn mount() -> WorkspaceMount {
     WorkspaceMount { slots: SlotNumber::all().take(2).collect(), at: path("/workspace"), uid: 1000, gid: 50 }
+}
+
+fn share() -> ShareMount {
+    let number = ShareNumber::try_from(3).expect("a valid sample");
+    ShareMount { number, at: path("/data"), is_directory: true, read_only: false }
 }
 
 fn mount_table() -> MountTable {

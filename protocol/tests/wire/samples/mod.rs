@@ -75,7 +75,7 @@ variants! {
     FileOperation {
         Stat {}, List {}, Read {}, Write {}, MakeDirectory {}, Move {}, Remove {}, SetMode {}, SetOwner {}, Watch {},
         Archive {}, Extract {}, Describe {}, ListDetails {}, WriteWithMetadata {}, Observe {}, PackChanges (),
-        ExtractBelowMounts (), MountWorkspace (_), PackWorkspace {}, Mount (_),
+        ExtractBelowMounts (), MountWorkspace (_), PackWorkspace {}, Mount (_), MountShare (_),
     }
     FileReply { Begun (_), Entry (_), Entries (_), Changes (_), Done (_), Failed (_), Details (_), DetailsPage (_), Observed (_) }
     FileKind {

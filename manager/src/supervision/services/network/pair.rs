@@ -198,27 +198,27 @@ impl Pair {
         let Self { egress, dialer, .. } = self;
         tokio::select! {
             event = egress.packets.next() => event,
-            () = dialer.ended() => Err(WireError::Closed),
+            () = dialer.child.ended() => Err(WireError::Closed),
         }
     }
 
     /// Ends both processes, and returns which of them failed and how.
     pub(super) async fn failed(self, error: &WireError) -> NetworkFailure {
         let Self { egress, dialer, .. } = self;
-        let culprit = if dialer.has_ended() { dialer } else { egress };
-        let how = culprit.end().await;
+        let culprit = if dialer.child.has_ended() { dialer } else { egress };
+        let how = culprit.child.end().await;
         NetworkFailure::Process(if error.is_disconnect() { how } else { format!("{how} ({error})") })
     }
 
     /// Ends both processes, and returns once they have ended.
     pub(super) async fn kill(mut self) {
-        tokio::join!(self.egress.kill(), self.dialer.kill());
+        tokio::join!(self.egress.child.kill(), self.dialer.child.kill());
     }
 
     /// Ends both processes, and returns what the egress process reported before.
     pub(super) async fn finish(mut self) -> Vec<EgressEvent> {
         // First, because a process that was taken over may report without end.
-        tokio::join!(self.egress.kill(), self.dialer.kill());
+        tokio::join!(self.egress.child.kill(), self.dialer.child.kill());
         let mut events = Vec::new();
         let drain = async {
             while events.len() < MAX_LAST_EVENTS

@@ -1,0 +1,82 @@
+//! The task that keeps one share served.
+
+use crate::{
+    guest::shares::connect_share,
+    home::directory::SandboxDirectory,
+    mounts::{Share, share_root::ShareRoot},
+    supervision::{log::Log, services::child::Child},
+    vmm::group::Group,
+};
+use sandboxvm_protocol::agent::share::ShareNumber;
+use std::{ffi::CString, io, path::PathBuf, time::Duration};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Interval of attempts to connect to a mount that is not there yet.
+const POLL: Duration = Duration::from_millis(50);
+/// Longest interval of these attempts.
+const LONGEST_POLL: Duration = Duration::from_secs(1);
+/// Maximum time of one attempt. A machine may be paused meanwhile.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(5);
+/// Delay before a process that failed is replaced. It doubles.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// A process that worked for this long is replaced after the first delay again.
+const WORKED_FOR: Duration = Duration::from_secs(10);
+
+/// One share.
+pub(super) struct Keeping {
+    pub(super) directory: SandboxDirectory,
+    pub(super) program: PathBuf,
+    pub(super) log: Log,
+    pub(super) root: ShareRoot,
+    pub(super) number: ShareNumber,
+    /// Where it is in the guest, for messages.
+    pub(super) at: String,
+    pub(super) argument: CString,
+}
+
+/// Returns the argument of the process of a share: `ro:0:0`.
+pub(super) fn argument(share: &Share<'_>) -> CString {
+    let (uid, gid) = share.owner;
+    let access = if share.read_only { "ro" } else { "rw" };
+    CString::new(format!("{access}:{uid}:{gid}")).unwrap_or_default()
+}
+
+impl Keeping {
+    /// Serves the share until the task is stopped.
+    pub(super) async fn run(mut self) {
+        let (mut poll, mut delay) = (POLL, FIRST_DELAY);
+        loop {
+            let connected = timeout(CONNECTED_WITHIN, connect_share(&self.directory, self.number)).await;
+            let Ok(Ok(connection)) = connected else {
+                sleep(poll).await;
+                poll = (poll * 5 / 4).min(LONGEST_POLL);
+                continue;
+            };
+            poll = POLL;
+            let began = Instant::now();
+            let problem = match self.root.file.try_clone().and_then(|root| self.spawn(connection, root)) {
+                Ok(mut process) => {
+                    process.ended().await;
+                    // The guest ended the connection: the machine was reset, or the share unmounted.
+                    if process.succeeded() { None } else { Some(process.end().await) }
+                }
+                Err(error) => Some(format!("cannot start {}: {error}", self.program.display())),
+            };
+            if began.elapsed() >= WORKED_FOR {
+                delay = FIRST_DELAY;
+            }
+            if let Some(problem) = problem {
+                self.log.note(format_args!("the share at {} is served again: {problem}", self.at));
+            }
+            sleep(delay).await;
+            delay = (2 * delay).min(LONGEST_DELAY);
+        }
+    }
+
+    fn spawn(&self, connection: std::os::fd::OwnedFd, root: std::os::fd::OwnedFd) -> io::Result<Child> {
+        let group = Group::of(&self.directory);
+        let argument = Some(self.argument.as_c_str());
+        Child::spawn("process of a share", &self.program, argument, connection, Some(root), group.as_ref())
+    }
+}

@@ -1,0 +1,160 @@
+//! The files of the share, as one door: all that this crate opens below its root is opened here. Each
+//! call resolves one component, by openat2(2), which leads neither through a link, nor to another mount,
+//! nor above the directory that it begins in.
+
+use crate::protocol::Name;
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, fstat, openat2, statat},
+    io::Errno,
+};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+};
+
+/// What a lookup never does.
+const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+/// Attempts of a lookup that the kernel could not prove to stay beneath, because of a rename.
+const ATTEMPTS: u32 = 16;
+/// Flags of open(2) that a guest may choose beside the access mode. O_APPEND makes the host's kernel append,
+/// so that writes of the host and of the guest do not overwrite each other.
+const GUEST_FLAGS: OFlags = OFlags::APPEND.union(OFlags::SYNC).union(OFlags::DSYNC);
+/// What each open has: it neither blocks on a named pipe, nor follows a link, nor takes a terminal.
+const SAFE_FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// The root cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the root of the share: {0}")]
+pub struct RootError(#[from] Errno);
+
+/// Which file a descriptor or a name is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl From<&Stat> for Identity {
+    fn from(stat: &Stat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
+    }
+}
+
+/// The file or directory that is shared.
+#[derive(Debug)]
+pub struct Root {
+    file: Arc<OwnedFd>,
+    /// Its directory and its name there, by which a shared file is opened.
+    above: OwnedFd,
+    name: Vec<u8>,
+    identity: Identity,
+}
+
+impl Root {
+    /// Opens the root, whose path is trusted.
+    ///
+    /// # Errors
+    /// When there is no such file or directory.
+    pub fn open(path: &Path) -> Result<Self, RootError> {
+        use std::os::unix::ffi::OsStrExt;
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL.into()) };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let above = openat2(CWD, above, flags, Mode::empty(), ResolveFlags::empty())?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat2(&above, name, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+        let stat = fstat(&file)?;
+        match kind(&stat) {
+            libc::S_IFDIR | libc::S_IFREG => {}
+            _ => return Err(Errno::INVAL.into()),
+        }
+        Ok(Self { identity: Identity::from(&stat), file: Arc::new(file), above, name: name.as_bytes().to_vec() })
+    }
+
+    pub(crate) fn file(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.file)
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Opens the shared file itself.
+    pub(crate) fn reopen(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let resolve = RESOLVE.difference(ResolveFlags::NO_XDEV);
+        let file = openat2(&self.above, &self.name[..], flags | SAFE_FLAGS, Mode::empty(), resolve)?;
+        expect(&file, self.identity)?;
+        Ok(file)
+    }
+}
+
+/// Returns the type of a file, as in its mode.
+pub(crate) fn kind(stat: &Stat) -> u32 {
+    stat.st_mode & libc::S_IFMT
+}
+
+/// Returns an error if a descriptor is not of this file: it must never be used in its place.
+pub(crate) fn expect(file: impl AsFd, identity: Identity) -> Result<Stat, Errno> {
+    let stat = fstat(file)?;
+    if Identity::from(&stat) == identity { Ok(stat) } else { Err(Errno::STALE) }
+}
+
+/// Returns what `wanted` of a guest may be.
+pub(crate) fn guest_flags(wanted: u32) -> OFlags {
+    let wanted = OFlags::from_bits_retain(wanted);
+    wanted.intersection(GUEST_FLAGS | OFlags::RWMODE)
+}
+
+fn resolve(parent: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+    let mut attempts = 0;
+    loop {
+        match openat2(parent, name, flags | OFlags::CLOEXEC, mode, RESOLVE) {
+            Err(Errno::AGAIN) if attempts < ATTEMPTS => attempts += 1,
+            Err(Errno::INTR) => {}
+            // The kernel reports a link that it did not follow as a loop.
+            result => return result,
+        }
+    }
+}
+
+/// Finds an entry of a directory, whatever it is, without opening it.
+pub(crate) fn find(parent: impl AsFd, name: Name<'_>) -> Result<OwnedFd, Errno> {
+    resolve(parent.as_fd(), name.bytes(), OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
+}
+
+/// Opens an entry of a directory, which must be this file, a regular one or a directory.
+pub(crate) fn open(parent: impl AsFd, name: &[u8], flags: OFlags, identity: Identity) -> Result<OwnedFd, Errno> {
+    // The name was checked when the node was made. What is there now is checked before it is opened, since
+    // opening a device or a named pipe can have effects.
+    let found = resolve(parent.as_fd(), name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+    match kind(&expect(&found, identity)?) {
+        libc::S_IFREG | libc::S_IFDIR => {}
+        _ => return Err(Errno::OPNOTSUPP),
+    }
+    let file = resolve(parent.as_fd(), name, flags | SAFE_FLAGS, Mode::empty())?;
+    expect(&file, identity)?;
+    Ok(file)
+}
+
+/// Opens a directory that was found before.
+pub(crate) fn open_directory(directory: impl AsFd) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    resolve(directory.as_fd(), b".", flags, Mode::empty())
+}
+
+/// Creates a regular file, or opens the one that is there unless it must be new.
+pub(crate) fn create(parent: impl AsFd, name: Name<'_>, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+    let file = resolve(parent.as_fd(), name.bytes(), flags | OFlags::CREATE | SAFE_FLAGS, mode)?;
+    match kind(&fstat(&file)?) {
+        libc::S_IFREG => Ok(file),
+        _ => Err(Errno::EXIST),
+    }
+}
+
+/// Describes an entry of a directory, without following it.
+pub(crate) fn describe(parent: impl AsFd, name: Name<'_>) -> Result<Stat, Errno> {
+    statat(parent, name.bytes(), AtFlags::SYMLINK_NOFOLLOW)
+}

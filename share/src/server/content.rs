@@ -1,0 +1,117 @@
+//! The content of files.
+
+use super::{Outcome, PERMISSIONS, Server};
+use crate::{
+    handles::Handle,
+    protocol::{Entry, Name, Reply},
+    root::{self, guest_flags},
+};
+use rustix::{
+    fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fdatasync, fstat, fsync, ftruncate, seek},
+    io::{Errno, pread, pwrite},
+};
+use std::sync::{Arc, PoisonError};
+
+impl Server {
+    pub(super) fn open(&self, node: u64, flags: u32) -> Outcome {
+        self.handles().has_room()?;
+        let file = self.reopen(node, guest_flags(flags))?;
+        if root::kind(&fstat(&file)?) != libc::S_IFREG {
+            return Err(Errno::ISDIR);
+        }
+        // Only now that it is the right file.
+        if OFlags::from_bits_retain(flags).contains(OFlags::TRUNC) {
+            ftruncate(&file, 0)?;
+        }
+        let handle = self.handles().add(Handle::File(Arc::new(file)))?;
+        Ok(Reply::empty().opened(handle))
+    }
+
+    pub(super) fn create(&self, parent: u64, name: Name<'_>, flags: u32, mode: u32) -> Outcome {
+        self.handles().has_room()?;
+        let directory = self.directory(parent)?;
+        let wanted = OFlags::from_bits_retain(flags);
+        let mode = Mode::from_raw_mode(mode & PERMISSIONS);
+        let open = guest_flags(flags) | wanted.intersection(OFlags::EXCL);
+        let file = root::create(&directory, name, open, mode)?;
+        if wanted.contains(OFlags::TRUNC) {
+            ftruncate(&file, 0)?;
+        }
+        let stat = fstat(&file)?;
+        let found = root::find(&directory, name)?;
+        root::expect(&found, root::Identity::from(&stat))?;
+        let node = self.nodes().found(parent, name, found, &stat)?;
+        let handle = match self.handles().add(Handle::File(Arc::new(file))) {
+            Ok(handle) => handle,
+            Err(error) => {
+                self.nodes().forget(node, 1);
+                return Err(error);
+            }
+        };
+        Ok(Reply::entry(&Entry { node, attributes: self.seen(&stat) }).opened(handle))
+    }
+
+    pub(super) fn read(&self, handle: u64, offset: u64, size: usize) -> Outcome {
+        let file = self.handles().file(handle)?;
+        Reply::filled(size, |buffer| {
+            let mut filled = 0;
+            while filled < buffer.len() {
+                match pread(&file, &mut buffer[filled..], offset.saturating_add(filled as u64)) {
+                    Ok(0) => break,
+                    Ok(count) => filled += count,
+                    Err(Errno::INTR) => {}
+                    // What was read counts; the next read fails.
+                    Err(_) if filled > 0 => break,
+                    Err(errno) => return Err(errno),
+                }
+            }
+            Ok(filled)
+        })
+    }
+
+    pub(super) fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Outcome {
+        let file = self.handles().file(handle)?;
+        let mut written = 0;
+        while written < data.len() {
+            match pwrite(&file, &data[written..], offset.saturating_add(written as u64)) {
+                Ok(0) => break,
+                Ok(count) => written += count,
+                Err(Errno::INTR) => {}
+                Err(_) if written > 0 => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(Reply::written(written))
+    }
+
+    pub(super) fn sync(&self, handle: u64, only_data: bool) -> Outcome {
+        match self.handles().get(handle)? {
+            Handle::File(file) if only_data => fdatasync(&file)?,
+            Handle::File(file) => fsync(&file)?,
+            Handle::Directory(directory) => fsync(&*directory.lock().unwrap_or_else(PoisonError::into_inner))?,
+        }
+        Ok(Reply::empty())
+    }
+
+    pub(super) fn allocate(&self, handle: u64, offset: u64, length: u64, mode: u32) -> Outcome {
+        let mode = FallocateFlags::from_bits_retain(mode);
+        let allowed = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
+        if !allowed.contains(mode) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let file = self.handles().file(handle)?;
+        fallocate(&file, mode, offset, length)?;
+        Ok(Reply::empty())
+    }
+
+    pub(super) fn seek(&self, handle: u64, offset: u64, whence: u32) -> Outcome {
+        let file = self.handles().file(handle)?;
+        let to = match whence.cast_signed() {
+            libc::SEEK_DATA => SeekFrom::Data(offset),
+            libc::SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(Errno::INVAL),
+        };
+        // No operation uses the position of the file.
+        Ok(Reply::offset(seek(&file, to)?))
+    }
+}

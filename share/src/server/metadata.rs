@@ -1,0 +1,107 @@
+//! Attributes of files.
+
+use super::{Outcome, PERMISSIONS, Server};
+use crate::{
+    handles::Handle,
+    nodes::ROOT,
+    protocol::{Reply, Times},
+    root::kind,
+};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, Timestamps, fchmod, fstat, ftruncate, futimens, readlinkat, utimensat},
+    io::Errno,
+};
+use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::{Arc, PoisonError},
+};
+
+/// Set-user-ID and set-group-ID.
+const PRIVILEGES: u32 = libc::S_ISUID | libc::S_ISGID;
+
+impl Server {
+    pub(super) fn attributes(&self, node: u64, handle: Option<u64>) -> Outcome {
+        let stat = match handle {
+            Some(handle) => match self.handles().get(handle)? {
+                Handle::File(file) => fstat(&file)?,
+                Handle::Directory(directory) => fstat(&*directory.lock().unwrap_or_else(PoisonError::into_inner))?,
+            },
+            None => fstat(self.nodes().file(node)?)?,
+        };
+        Ok(Reply::attributes(&self.seen(&stat)))
+    }
+
+    /// All files belong to one user on the host, so another owner cannot be set.
+    pub(super) fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+        let owner = self.settings.owner;
+        if uid.is_none_or(|uid| uid == owner.uid) && gid.is_none_or(|gid| gid == owner.gid) {
+            Ok(())
+        } else {
+            Err(Errno::PERM)
+        }
+    }
+
+    pub(super) fn set_mode(&self, node: u64, handle: Option<u64>, mode: u32) -> Result<(), Errno> {
+        if mode & PRIVILEGES != 0 {
+            return Err(Errno::PERM);
+        }
+        let mode = Mode::from_raw_mode(mode & PERMISSIONS);
+        match handle {
+            Some(handle) => fchmod(self.handles().file(handle)?, mode),
+            None => {
+                // Reading may be what the mode forbids so far.
+                let file = match self.reopen(node, OFlags::RDONLY) {
+                    Err(Errno::ACCESS) => self.reopen(node, OFlags::WRONLY)?,
+                    file => file?,
+                };
+                fchmod(file, mode)
+            }
+        }
+    }
+
+    pub(super) fn set_size(&self, node: u64, handle: Option<u64>, size: u64) -> Result<(), Errno> {
+        match handle {
+            Some(handle) => ftruncate(self.handles().file(handle)?, size),
+            None => ftruncate(self.reopen(node, OFlags::WRONLY)?, size),
+        }
+    }
+
+    pub(super) fn set_times(&self, node: u64, handle: Option<u64>, times: Times) -> Result<(), Errno> {
+        let times = Timestamps { last_access: times.accessed, last_modification: times.modified };
+        if let Some(handle) = handle {
+            return futimens(self.handles().file(handle)?, &times);
+        }
+        let file = self.nodes().file(node)?;
+        if node == ROOT || kind(&fstat(&file)?) == libc::S_IFDIR {
+            return futimens(self.reopen(node, OFlags::RDONLY)?, &times);
+        }
+        // Also for links, and for files that cannot be opened. At worst this is about another file of the
+        // share, which has taken the name meanwhile.
+        let place = self.nodes().place(node)?;
+        utimensat(&place.parent, &*place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    pub(super) fn read_link(&self, node: u64) -> Outcome {
+        let target = readlinkat(self.nodes().file(node)?, c"", Vec::new())?;
+        Ok(Reply::bytes(target.as_bytes()))
+    }
+
+    pub(super) fn access(&self, node: u64, mask: u32) -> Outcome {
+        let file: Arc<OwnedFd> = self.nodes().file(node)?;
+        may_access(&*file, mask)?;
+        Ok(Reply::empty())
+    }
+}
+
+/// Returns an error if this process may not access a file that was found.
+fn may_access(file: impl AsFd, mask: u32) -> Result<(), Errno> {
+    let mask = mask & (libc::R_OK | libc::W_OK | libc::X_OK).unsigned_abs();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    // SAFETY: faccessat2(2) reads the string literal only; the descriptor is open during the call.
+    let result = unsafe { libc::syscall(libc::SYS_faccessat2, file.as_fd().as_raw_fd(), c"".as_ptr(), mask, flags) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}

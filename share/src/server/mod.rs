@@ -1,0 +1,274 @@
+//! Answers requests: one answer for each, from any number of threads. What a request is about is in one
+//! module each; this one has what they share.
+
+mod content;
+mod directories;
+mod metadata;
+mod xattrs;
+
+use crate::{
+    handles::Handles,
+    limits::Limits,
+    nodes::{Nodes, ROOT},
+    protocol::{Attributes, Entry, Name, Operation, Refusal, Reply, constants, error, parse},
+    root::{self, Identity, Root, kind},
+};
+use rustix::{
+    fs::{OFlags, Stat, fstat, fstatvfs},
+    io::Errno,
+    process::{getegid, geteuid},
+    rand::{GetRandomFlags, getrandom},
+};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// Permissions that a guest can set, and sees.
+const PERMISSIONS: u32 = 0o1777;
+/// User and group, in the guest, of files that belong to others on the host.
+const NOBODY: u32 = 65_534;
+
+/// To whom files belong in the guest that belong to this process's user on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// User ID in the guest.
+    pub uid: u32,
+    /// Group ID in the guest.
+    pub gid: u32,
+}
+
+/// How a share is served.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Refuse all changes.
+    pub read_only: bool,
+    /// The owner of files in the guest.
+    pub owner: Owner,
+}
+
+/// The server of one share.
+#[derive(Debug)]
+pub struct Server {
+    root: Root,
+    settings: Settings,
+    host: Owner,
+    nodes: Mutex<Nodes>,
+    handles: Mutex<Handles>,
+}
+
+type Outcome = Result<Reply, Errno>;
+
+impl Server {
+    /// Serves `root`.
+    #[must_use]
+    pub fn new(root: Root, settings: Settings) -> Self {
+        Self::with_limits(root, settings, Limits::of_process())
+    }
+
+    fn with_limits(root: Root, settings: Settings, limits: Limits) -> Self {
+        // Above all small numbers, and different from those of a process before this one.
+        let first = || u64::from(random() | 1 << 31) << 32;
+        let nodes = Mutex::new(Nodes::new(&root, first(), limits));
+        let handles = Mutex::new(Handles::new(first(), limits.handles));
+        let host = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
+        Self { root, settings, host, nodes, handles }
+    }
+
+    /// Answers a request, which has its complete head. Returns none if it has no answer.
+    #[must_use]
+    pub fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+        let (header, operation) = parse(request)?;
+        let operation = match operation {
+            Ok(operation) => operation,
+            Err(refusal) => return Some(error(header.unique, refusal.into())),
+        };
+        match operation {
+            Operation::Forget { count } => {
+                self.nodes().forget(header.node, count);
+                return None;
+            }
+            Operation::BatchForget(pairs) => {
+                let mut nodes = self.nodes();
+                for pair in pairs.chunks_exact(16) {
+                    if let (Some(node), Some(count)) = (pair.first_chunk::<8>(), pair.last_chunk::<8>()) {
+                        nodes.forget(u64::from_le_bytes(*node), u64::from_le_bytes(*count));
+                    }
+                }
+                return None;
+            }
+            // Each operation is short, so it is not interrupted.
+            Operation::Interrupt => return None,
+            _ => {}
+        }
+        Some(match self.carry_out(header.node, operation) {
+            Ok(reply) => reply.finish(header.unique, 0),
+            Err(errno) => error(header.unique, errno),
+        })
+    }
+
+    fn carry_out(&self, node: u64, operation: Operation<'_>) -> Outcome {
+        use Operation as O;
+        if self.settings.read_only && changes(&operation) {
+            return Err(Errno::ROFS);
+        }
+        match operation {
+            O::Init { major, minor, max_readahead, features } => init(major, minor, max_readahead, features),
+            O::Destroy | O::Flush => Ok(Reply::empty()),
+            O::Lookup(name) => self.look_up(node, name).map(|entry| Reply::entry(&entry)),
+            O::GetAttributes { handle } => self.attributes(node, handle),
+            O::SetAttributes { handle, mode, uid, gid, size, times } => {
+                self.set_owner(uid, gid)?;
+                if let Some(mode) = mode {
+                    self.set_mode(node, handle, mode)?;
+                }
+                if let Some(size) = size {
+                    self.set_size(node, handle, size)?;
+                }
+                if let Some(times) = times {
+                    self.set_times(node, handle, times)?;
+                }
+                self.attributes(node, handle)
+            }
+            O::ReadLink => self.read_link(node),
+            O::Symlink { name, target } => self.symlink(node, name, target),
+            O::MakeNode { name, mode } => self.make_node(node, name, mode),
+            O::MakeDirectory { name, mode } => self.make_directory(node, name, mode),
+            O::Unlink(name) => self.unlink(node, name, false),
+            O::RemoveDirectory(name) => self.unlink(node, name, true),
+            O::Rename { from, parent, to, flags } => self.rename((node, from), (parent, to), flags),
+            O::Link { of, name } => self.link(of, node, name),
+            O::Open { flags } => self.open(node, flags),
+            O::Create { name, flags, mode } => self.create(node, name, flags, mode),
+            O::Read { handle, offset, size } => self.read(handle, offset, size),
+            O::Write { handle, offset, data } => self.write(handle, offset, data),
+            O::Release { handle } => {
+                self.handles().remove(handle);
+                Ok(Reply::empty())
+            }
+            O::Sync { handle, only_data } => self.sync(handle, only_data),
+            O::StatFs => Ok(Reply::statfs(&fstatvfs(self.root.file())?)),
+            O::OpenDirectory => self.open_directory(node),
+            O::ReadDirectory { handle, offset, size, plus } => self.read_directory(node, handle, offset, size, plus),
+            O::GetXattr { name, size } => self.xattr(node, name, size),
+            O::SetXattr { name, value, flags } => self.set_xattr(node, name, value, flags),
+            O::ListXattrs { size } => self.xattrs(node, size),
+            O::RemoveXattr { name } => self.remove_xattr(node, name),
+            O::Access { mask } => self.access(node, mask),
+            O::Allocate { handle, offset, length, mode } => self.allocate(handle, offset, length, mode),
+            O::Seek { handle, offset, whence } => self.seek(handle, offset, whence),
+            // Answered before.
+            O::Forget { .. } | O::BatchForget(_) | O::Interrupt => Err(Errno::INVAL),
+        }
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handles(&self) -> MutexGuard<'_, Handles> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the directory of a request.
+    fn directory(&self, node: u64) -> Result<std::sync::Arc<OwnedFd>, Errno> {
+        self.nodes().file(node)
+    }
+
+    fn look_up(&self, parent: u64, name: Name<'_>) -> Result<Entry, Errno> {
+        let directory = self.directory(parent)?;
+        let file = root::find(&directory, name)?;
+        let stat = fstat(&file)?;
+        let node = self.nodes().found(parent, name, file, &stat)?;
+        Ok(Entry { node, attributes: self.seen(&stat) })
+    }
+
+    /// Looks up a file that the guest has just made, which must be this one.
+    fn made(&self, parent: u64, name: Name<'_>) -> Outcome {
+        self.look_up(parent, name).map(|entry| Reply::entry(&entry))
+    }
+
+    /// Opens the file of a node for data or metadata.
+    fn reopen(&self, node: u64, flags: OFlags) -> Result<OwnedFd, Errno> {
+        if node == ROOT {
+            let stat = fstat(self.root.file())?;
+            return if kind(&stat) == libc::S_IFDIR {
+                root::open_directory(self.root.file())
+            } else {
+                self.root.reopen(flags)
+            };
+        }
+        let place = self.nodes().place(node)?;
+        root::open(&place.parent, &place.name, flags, place.identity).map_err(stale_if_gone)
+    }
+
+    /// Returns attributes as the guest sees them.
+    fn seen(&self, stat: &Stat) -> Attributes {
+        let id = |host: u32, own: u32, guest: u32| if host == own { guest } else { NOBODY };
+        let unsigned = |value: i64| u64::try_from(value).unwrap_or(0);
+        let time = |seconds: i64, nanoseconds: u64| (seconds.cast_unsigned(), u32::try_from(nanoseconds).unwrap_or(0));
+        Attributes {
+            inode: stat.st_ino,
+            size: unsigned(stat.st_size),
+            blocks: unsigned(stat.st_blocks),
+            times: [
+                time(stat.st_atime, stat.st_atime_nsec),
+                time(stat.st_mtime, stat.st_mtime_nsec),
+                time(stat.st_ctime, stat.st_ctime_nsec),
+            ],
+            mode: stat.st_mode & (libc::S_IFMT | PERMISSIONS),
+            links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+            uid: id(stat.st_uid, self.host.uid, self.settings.owner.uid),
+            gid: id(stat.st_gid, self.host.gid, self.settings.owner.gid),
+            block_size: u32::try_from(stat.st_blksize).unwrap_or(4096),
+        }
+    }
+
+    fn identity_of(&self, file: impl AsFd) -> Result<Identity, Errno> {
+        Ok(Identity::from(&fstat(file)?))
+    }
+}
+
+/// A node whose name is gone is stale: the guest's kernel looks the name up again then.
+fn stale_if_gone(errno: Errno) -> Errno {
+    match errno {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Errno::STALE,
+        errno => errno,
+    }
+}
+
+fn changes(operation: &Operation<'_>) -> bool {
+    use Operation as O;
+    match operation {
+        O::SetAttributes { .. }
+        | O::Symlink { .. }
+        | O::MakeNode { .. }
+        | O::MakeDirectory { .. }
+        | O::Unlink(_)
+        | O::RemoveDirectory(_)
+        | O::Rename { .. }
+        | O::Link { .. }
+        | O::Create { .. }
+        | O::Write { .. }
+        | O::SetXattr { .. }
+        | O::RemoveXattr { .. }
+        | O::Allocate { .. } => true,
+        O::Open { flags } => !OFlags::from_bits_retain(*flags).intersection(OFlags::RWMODE | OFlags::TRUNC).is_empty(),
+        O::Access { mask } => mask & libc::W_OK.unsigned_abs() != 0,
+        _ => false,
+    }
+}
+
+fn init(major: u32, minor: u32, max_readahead: u32, features: u32) -> Outcome {
+    if major != constants::MAJOR || minor < constants::OLDEST_MINOR {
+        return Err(Refusal::Unsupported.into());
+    }
+    Ok(Reply::init(minor.min(constants::MINOR), max_readahead, features))
+}
+
+fn random() -> u32 {
+    let mut bytes = [0; 4];
+    // Before the host's generator is ready, at its boot, a number would be less random, which is harmless.
+    let _ = getrandom(&mut bytes, GetRandomFlags::NONBLOCK);
+    u32::from_ne_bytes(bytes)
+}
