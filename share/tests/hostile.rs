@@ -201,8 +201,10 @@ fn many(root: &std::path::Path, number: u64) {
     fs::rename(root.join("a/b/new"), root.join("a/b/3")).unwrap();
     assert_eq!(guest.open(nodes[3], libc::O_RDONLY).unwrap_err(), ESTALE);
     let pid = guest.process.id();
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64;
-    assert!(open < number + 64, "{open}");
+    if rustix::process::geteuid().is_root() {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64;
+        assert!(open < number, "{open}");
+    }
     for node in nodes {
         guest.forget(node, 1);
     }
