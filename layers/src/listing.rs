@@ -12,7 +12,7 @@ use std::io::{self, Write};
 /// Writes the names, and returns the size of the archive in bytes.
 pub(crate) fn write(tree: &Tree, output: Output) -> Result<u64, OutputError> {
     let mut writer = Writer::new(Archive(output));
-    // The next one last.
+    // A stack: the entry to write next is the last one.
     let mut pending = vec![(Vec::new(), ROOT)];
     while let Some((path, id)) = pending.pop() {
         let inode = tree.inode(id);

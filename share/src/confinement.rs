@@ -13,7 +13,7 @@ pub use sandboxvm_confine::{ConfineError, Missing, close_inherited_files};
 
 /// Memory in bytes: the nodes of a guest that looks up as many files as it may, threads and the program.
 const MEMORY: u64 = 1 << 30;
-/// How much sooner than others the kernel ends it when memory is short: another one continues its work.
+/// Added to its score when memory is short (oom_score_adj of proc(5)): the supervisor replaces it.
 const ENDS_FIRST: u16 = 600;
 
 /// The process must not serve.

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let settings = settings().ok_or("started by sandboxvm, and not by hand")?;
+    let settings = settings().ok_or("this program is started by sandboxvm, not by a user")?;
     confinement::confine(stdout(), settings.read_only)?;
     let server = Server::new(Root::open(confinement::path())?, settings);
     let stream = UnixStream::from(stdin().try_clone_to_owned()?);

@@ -1,4 +1,4 @@
-//! The files of the share, as one door: all that this crate opens below its root is opened here. Each
+//! Opens every file of the share: no other module opens anything below the root. Each
 //! call resolves one component, by openat2(2), which leads neither through a link, nor to another mount,
 //! nor above the directory that it begins in.
 
@@ -26,7 +26,7 @@ const GUEST_FLAGS: OFlags = OFlags::APPEND.union(OFlags::SYNC).union(OFlags::DSY
 /// What each open has: it neither blocks on a named pipe, nor follows a link, nor takes a terminal.
 const SAFE_FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
-/// The root cannot be served.
+/// Why the root cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open the root of the share: {0}")]
 pub struct RootError(#[from] Errno);

@@ -41,7 +41,7 @@ pub fn serve(server: &Server, stream: &UnixStream) -> Result<(), ServeError> {
         for _ in 0..THREADS {
             let work = || {
                 let worked = work(server, &input, &output);
-                // The others must not wait for requests that this one would have to read on.
+                // Wakes the other threads, which may be blocked in a read.
                 let _ = stream.shutdown(std::net::Shutdown::Both);
                 worked
             };

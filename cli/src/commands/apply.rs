@@ -38,7 +38,7 @@ pub(crate) struct Apply {
     /// Merge text files that changed both on the host and in the sandbox, where the changes do not touch
     #[arg(long)]
     merge: bool,
-    /// Only fetch commits, and apply no files
+    /// Fetch commits, and do not apply files
     #[arg(long, conflicts_with_all = ["paths", "allow_exec", "allow_links", "merge"])]
     commits: bool,
 }

@@ -8,8 +8,8 @@ use clap::Args;
 #[command(
     after_help = "Also removes files that killed processes left behind, and audit logs of sandboxes that were removed \
                         more than 30 days ago. Keeps sandboxes that are paused to disk, and those with stored changes of a \
-                        workspace, which `discard` removes. Keeps images and snapshots, which `image prune` and `snapshot rm` \
-                        remove."
+                        workspace, which `discard` removes. Keeps images, snapshots and volumes, which `image prune`, \
+                        `snapshot rm` and `volume prune` remove."
 )]
 pub(crate) struct Prune {
     /// Only print which sandboxes would be removed

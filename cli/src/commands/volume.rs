@@ -59,7 +59,7 @@ struct Inspect {
     volumes: Vec<VolumeName>,
 }
 
-/// Remove volumes that no sandbox has, with their content
+/// Remove volumes with their content, unless a sandbox uses them
 #[derive(Debug, Args)]
 struct Rm {
     /// Names of volumes
@@ -67,10 +67,10 @@ struct Rm {
     volumes: Vec<String>,
 }
 
-/// Delete what interrupted commands left, and with --all every volume that no sandbox has
+/// Delete what interrupted commands left, and with --all every volume that no sandbox uses
 #[derive(Debug, Args)]
 struct Prune {
-    /// Also remove all volumes that no sandbox has, with their content
+    /// Also remove all volumes that no sandbox uses, with their content
     #[arg(short, long)]
     all: bool,
 }

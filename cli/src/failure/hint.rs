@@ -18,6 +18,7 @@ const OVERLOADED: &str = "the host may be overloaded";
 const SNAPSHOT_AGAIN: &str = "create the snapshot again";
 const OTHER_VERSION: &str = "use the version of sandboxvm that wrote the file";
 const READ_ONLY_VOLUME: &str = "create a sandbox that mounts the volume with :ro";
+const NO_SHARE: &str = "create a sandbox with --workspace, which works on a copy of the directory";
 const BUILD: &str = "scripts/quickstart builds it again";
 
 /// Returns the hint for `error` or, if it has none, for what caused it.
@@ -121,11 +122,14 @@ fn of_mounts(error: &(dyn Error + 'static)) -> Option<String> {
         Some(_) => return None,
         None => {}
     }
-    if let Some(SnapshotError::WritableVolume { .. }) = is(error) {
-        return fixed(READ_ONLY_VOLUME);
+    match is(error) {
+        Some(SnapshotError::WritableVolume { .. }) => return fixed(READ_ONLY_VOLUME),
+        Some(SnapshotError::Share { .. }) => return fixed(NO_SHARE),
+        _ => {}
     }
     match is(error)? {
         ForkError::WritableVolume { .. } => fixed(READ_ONLY_VOLUME),
+        ForkError::Share { .. } => fixed(NO_SHARE),
         _ => None,
     }
 }

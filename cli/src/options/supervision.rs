@@ -103,7 +103,11 @@ fn unkept(sandbox: &impl Display, state: &State, supervision: Option<&Supervisio
         (!supervision.ports.is_empty(), "published ports"),
         (supervision.network, "network"),
     ];
-    let rules: Vec<&str> = rules.into_iter().filter(|(is_set, _)| *is_set).map(|(_, rule)| rule).collect();
+    let mut rules: Vec<&str> = rules.into_iter().filter(|(is_set, _)| *is_set).map(|(_, rule)| rule).collect();
+    if rules.is_empty() {
+        // The only other reason for a supervisor.
+        rules.push("live shares");
+    }
     Some(format!(
         "warning: sandbox {sandbox} is unsupervised, and its {} have no effect; the next command that uses it starts a supervisor",
         rules.join(" and ")
@@ -114,7 +118,7 @@ fn unkept(sandbox: &impl Display, state: &State, supervision: Option<&Supervisio
 pub(crate) fn see_to(sandbox: &Sandbox) {
     let ensured = program().and_then(|program| Ok(sandbox.ensure_supervised(&program)?));
     if let Err(failure) = ensured {
-        Failure::new("warning: network, published ports, --ttl and --idle of the sandbox have no effect").report();
+        Failure::new("warning: network, live shares, ports, --ttl and --idle of the sandbox have no effect").report();
         failure.report();
     }
 }

@@ -12,6 +12,7 @@
 //! watch     inotify
 //! changes   what the disk has and the image lacks, or a workspace and its slots, as a layer
 //! workspace   mounts one                mount_table  mounts volumes and file systems in memory
+//! share       mounts a live share
 //! boot_traces  what the agent itself changed on the disk
 //! ```
 //! The agent itself never waits for a disk or for a host that reads slowly. It forks (it has one

@@ -71,7 +71,7 @@ impl Relay {
     }
 }
 
-/// The head of a message.
+/// Returns the 32-bit field at an offset of a message.
 fn field(message: &[u8], at: usize) -> u32 {
     message.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }

@@ -32,7 +32,7 @@ pub enum ShareRootError {
     #[error("cannot share {}: it is the root of the host", .0.display())]
     Root(PathBuf),
     /// A sandbox that can write it controls every sandbox.
-    #[error("cannot share {}: the home of sandboxvm, {}, is in it, or the other way round", .path.display(), .home.display())]
+    #[error("cannot share {}: it contains the home of sandboxvm, {}, or lies in it", .path.display(), .home.display())]
     Home {
         /// The path.
         path: PathBuf,

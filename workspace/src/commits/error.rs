@@ -31,7 +31,7 @@ pub enum CommitsError {
         /// What is wrong.
         problem: &'static str,
     },
-    /// A limit.
+    /// The repository of the sandbox exceeds a limit in bytes.
     #[error("cannot fetch the commits of the sandbox: the {what} is larger than {limit} bytes")]
     TooLarge {
         /// What is too large.

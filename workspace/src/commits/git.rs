@@ -20,7 +20,7 @@ const MAX_MESSAGE: usize = 2000;
 /// The exit code of a shell whose command does not exist.
 const NOT_FOUND: i32 = 127;
 
-/// As whom git runs.
+/// The user that git runs as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum User {
     /// The caller.

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_a_shell_or_git_reads_otherwise_are_no_branches() {
+    fn names_with_a_meaning_to_a_shell_or_git_are_ignored() {
         for name in ["main", "feature/x-1", "größe", "v1.2", "a@b"] {
             assert!(is_name(name), "{name}");
         }

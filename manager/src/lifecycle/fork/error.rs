@@ -31,7 +31,9 @@ pub enum ForkError {
         volume: VolumeName,
     },
     /// Several machines would write one directory, and each would have memory of its files.
-    #[error("cannot fork sandbox {sandbox}: it shares {} with the host", .path.display())]
+    #[error(
+        "cannot fork sandbox {sandbox}: it shares {} with the host, and copies cannot keep the share", .path.display()
+    )]
     Share {
         /// Name of the sandbox, or its ID if it has none.
         sandbox: String,

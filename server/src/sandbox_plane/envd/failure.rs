@@ -93,7 +93,7 @@ mod tests {
 
     /// Clients raise their exception for a sandbox that was killed after these alone.
     #[test]
-    fn the_end_of_a_sandbox_is_told_from_other_failures_of_commands_and_files() {
+    fn the_end_of_a_sandbox_is_distinguished_from_other_failures() {
         let of = |error: ExecError| ConnectError::from(error);
         for ended in [
             interrupted(Interruption::Removed),

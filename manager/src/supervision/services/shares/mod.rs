@@ -1,8 +1,8 @@
 //! Serves the live shares of a sandbox: keeps a process for each of them, and gives it connections to the
 //! guest. May not read a byte of such a connection, or open anything in a share.
 //!
-//! When a process ends, what the guest waits for fails, and another process serves the mount. A share whose
-//! directory cannot be opened is served by no process: its mount is there, and fails.
+//! When a process ends, what the guest waits for fails, and another process serves the mount. If a directory
+//! cannot be opened, the service does not start, and no share of the sandbox is served.
 
 mod keeping;
 
