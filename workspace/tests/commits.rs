@@ -8,9 +8,11 @@ use common::sandbox::{Sandbox, contents};
 use sandboxvm_workspace::{CommitsError, Gathered, branches, gather};
 use std::{
     fs,
+    io::Write,
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 /// Runs git as the agent or the user would. Returns its output.
@@ -192,6 +194,67 @@ fn git_runs_as_the_owner_of_the_repository() {
     let fetched = fs::metadata(project.join(".git/refs/remotes/sandboxvm/demo/main")).unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!((fetched.uid(), fetched.gid()), (4242, 4242));
+}
+
+#[test]
+fn objects_that_only_take_memory_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((_project, sandbox)) = project(directory.path()) else { return };
+    let guest = &sandbox.overlay.root;
+    commit(guest, "a", "three");
+    let place = guest.join(".git/objects/ab/cdef0123456789abcdef0123456789abcdef01");
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    let mut object = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    object.write_all(b"tree 100000000\0\0").unwrap();
+    fs::write(place, object.finish().unwrap()).unwrap();
+    let error = gather(&sandbox.review()).unwrap_err();
+    assert!(error.to_string().contains("too large for its kind"), "{error}");
+}
+
+#[test]
+fn the_owner_of_a_repository_leads_no_write_of_root_elsewhere() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let Some((project, sandbox)) = project(directory.path()) else { return };
+    let _ = Command::new("chown").args(["-R", "4242:4242"]).arg(&project).status().unwrap();
+    commit(&sandbox.overlay.root, "a", "three");
+    let review = sandbox.review();
+    // A file of root, and a user who puts links to it wherever a repository has files.
+    let victim = directory.path().join("victim");
+    fs::write(&victim, "root's").unwrap();
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
+    let (is_over, links) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let before: Vec<_> = quarantines();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                for place in quarantines().iter().filter(|place| !before.contains(place)) {
+                    let info = place.join("repository/objects/info");
+                    if fs::create_dir_all(&info).is_ok() && symlink(&victim, info.join("alternates")).is_ok() {
+                        links.fetch_add(1, Ordering::Relaxed);
+                        let _ = Command::new("chown").args(["-Rh", "4242:4242"]).arg(place.join("repository")).status();
+                    }
+                }
+            }
+        });
+        // git may refuse a repository with such a link.
+        let _ = gather(&review);
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert!(links.into_inner() > 0, "the user was too slow");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "root's");
+    assert_eq!(fs::metadata(&victim).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+/// The temporary repositories that exist.
+fn quarantines() -> Vec<PathBuf> {
+    let all = fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+    all.filter(|entry| entry.file_name().to_string_lossy().starts_with("sandboxvm-commits-"))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 #[test]

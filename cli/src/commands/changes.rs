@@ -57,7 +57,7 @@ impl Changes {
         if review.changes().files.is_empty() {
             stdio::notice("no changes");
         }
-        show::note_branches(&review)?;
+        show::note_branches(&review);
         show::note_left_out(review.changes());
         Ok(0)
     }

@@ -3,7 +3,7 @@
 
 use crate::{failure::Failure, output::json, stdio};
 use sandboxvm_manager::{one_line, printable};
-use sandboxvm_workspace::{Change, ChangeKind, Changes, Extent, Kind, Review, State, branches};
+use sandboxvm_workspace::{Branch, Change, ChangeKind, Changes, Extent, Kind, Review, State, branches};
 use serde::Serialize;
 use std::{
     fmt::Write as _,
@@ -236,18 +236,25 @@ pub(crate) fn json(review: &Review) -> Result<String, Failure> {
     }
     let git = changes.git.iter().map(|change| text(&change.path)).collect();
     let left_out = changes.special.iter().map(|path| text(path)).collect();
-    let branches = branches(review)?;
+    let branches = branches_of(review);
     let branches =
         branches.into_iter().map(|branch| BranchJson { name: branch.name, commit: branch.commit.to_string() });
     json::pretty(&ChangesJson { root: text(&review.index().root), files, git, branches: branches.collect(), left_out })
 }
 
 /// Prints on stderr which branches the sandbox made or moved.
-pub(crate) fn note_branches(review: &Review) -> Result<(), Failure> {
-    for branch in branches(review)? {
+pub(crate) fn note_branches(review: &Review) {
+    for branch in branches_of(review) {
         stdio::notice(format_args!("branch {} is at commit {:.12}", branch.name, branch.commit.to_string()));
     }
-    Ok(())
+}
+
+/// Returns the branches that the sandbox made or moved. A sandbox can make them invalid, and hides no other change by that.
+fn branches_of(review: &Review) -> Vec<Branch> {
+    branches(review).unwrap_or_else(|error| {
+        stdio::notice(format_args!("warning: {}", one_line(&error.to_string())));
+        Vec::new()
+    })
 }
 
 /// Prints on stderr what `apply` will not do, if anything.

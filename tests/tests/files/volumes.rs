@@ -1,17 +1,31 @@
 //! Volumes, file systems in memory and a read-only root, in real guests: what is kept, what is refused, and
 //! what a machine that is killed leaves.
 
-use rustix::process::{Pid, Signal, kill_process};
-use sandboxvm_tests::home::{Home, SMALL, Sandbox};
-use std::os::unix::fs::MetadataExt;
+use sandboxvm_tests::{
+    home::{Home, SMALL, Sandbox},
+    host::processes,
+};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    time::{Duration, Instant},
+};
 
 /// Two volumes to write. All machines with these are of one kind, so the kernel boots once.
 const WRITER: [&str; 6] = ["-m", SMALL, "-v", "cache:/data", "-v", "small:/etc/skel"];
 const READER: [&str; 4] = ["-m", SMALL, "-v", "cache:/data:ro"];
 
+/// Kills the VMM, and waits until the kernel has closed its files: it holds the lock of its volumes until then.
 fn kill_vmm(sandbox: &Sandbox<'_>) {
-    let pid = i32::try_from(sandbox.vmm_pid()).ok().and_then(Pid::from_raw).expect("a VMM runs");
-    kill_process(pid, Signal::KILL).expect("root may end it");
+    let vmm = sandbox.vmm_pid();
+    processes::kill(vmm);
+    let begin = Instant::now();
+    // The first thread may be gone while another one still has them open.
+    let threads = || fs::read_dir(format!("/proc/{vmm}/task")).map_or(0, Iterator::count);
+    while processes::is_alive(vmm) || threads() > 1 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the VMM does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

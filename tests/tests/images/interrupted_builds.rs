@@ -53,7 +53,10 @@ fn kill_builds(home: &Home, build: &[&str], rounds: u32, longest: Duration) {
         while Instant::now() < moment && !running.has_ended() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        running.signal(Signal::KILL);
+        // The number of a process that has ended may be another's.
+        if !running.has_ended() {
+            running.signal(Signal::KILL);
+        }
         drop(running.finish());
         home.cli(["image", "ls"]).run().succeeds();
     }

@@ -1,7 +1,7 @@
 //! Why commits are not fetched.
 
 use crate::review::ReviewError;
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 /// Why commits of a sandbox cannot be fetched. The repository is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,12 @@ pub enum CommitsError {
         what: &'static str,
         /// The limit.
         limit: u64,
+    },
+    /// git did not end.
+    #[error("cannot fetch the commits of the sandbox: git took longer than {} s", .limit.as_secs())]
+    TooSlow {
+        /// The limit.
+        limit: Duration,
     },
     /// More branches than are taken from one sandbox.
     #[error("cannot fetch the commits of the sandbox: it has more than {limit} new branches")]

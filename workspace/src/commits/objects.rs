@@ -13,6 +13,10 @@ use std::io::{self, Read, Write};
 
 /// Maximum size of all loose objects, inflated, in bytes: 8 GiB.
 pub(super) const MAX_INFLATED: u64 = 8 << 30;
+/// Maximum size in bytes of a commit, tree or tag, which git has in memory as a whole.
+const MAX_STRUCTURE: u64 = 64 << 20;
+/// The number of blobs in a pack.
+const BLOB: u8 = 3;
 /// Longest header of a loose object: a kind, a space, a number and a NUL byte.
 const MAX_HEADER: usize = 32;
 
@@ -49,7 +53,7 @@ impl<'a> Objects<'a> {
     }
 
     /// Writes the loose objects as a pack (gitformat-pack(5), version 2).
-    pub(super) fn write_loose(&self, out: impl Write) -> Result<(), CommitsError> {
+    pub(super) fn write_loose(&self, out: &mut dyn Write) -> Result<(), CommitsError> {
         let mut out = Hashing { out, digest: Sha1::new() };
         let count = u32::try_from(self.loose.len()).map_err(|_| too_large())?;
         out.write_all(b"PACK\0\0\0\x02")?;
@@ -60,6 +64,9 @@ impl<'a> Objects<'a> {
             let read = |error| ReviewError::Content { path: change.path.clone(), error };
             let mut content = ZlibDecoder::new(self.review.sources().of(change.new.as_ref()));
             let (kind, size) = header(&mut content).map_err(read)?.ok_or_else(|| problem("it has no header"))?;
+            if kind != BLOB && size > MAX_STRUCTURE {
+                return Err(problem("it is too large for its kind"));
+            }
             left = left.checked_sub(size).ok_or_else(too_large)?;
             out.write_all(&entry_header(kind, size))?;
             let mut packed = ZlibEncoder::new(&mut out, Compression::fast());
@@ -69,7 +76,7 @@ impl<'a> Objects<'a> {
             }
             packed.finish()?;
         }
-        let Hashing { mut out, digest } = out;
+        let Hashing { out, digest } = out;
         out.write_all(&digest.finalize())?;
         Ok(out.flush()?)
     }
@@ -103,7 +110,7 @@ fn parsed(header: &[u8]) -> Option<(u8, u64)> {
     let kind = match kind {
         "commit" => 1,
         "tree" => 2,
-        "blob" => 3,
+        "blob" => BLOB,
         "tag" => 4,
         _ => return None,
     };

@@ -3,19 +3,20 @@
 
 use super::{
     error::CommitsError,
-    git::{Git, User},
+    git::{Git, User, input},
     objects::{MAX_INFLATED, Objects},
     refs::Branch,
 };
 use crate::review::Review;
 use std::{
     ffi::{OsStr, OsString},
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::{
         ffi::OsStrExt,
-        fs::{MetadataExt, PermissionsExt, chown},
+        fs::{MetadataExt, chown},
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 use tempfile::TempDir;
 
@@ -35,7 +36,8 @@ pub(super) fn gather(review: &Review, branches: &[Branch]) -> Result<Option<Gath
     let project = PathBuf::from(OsStr::from_bytes(&review.index().root));
     let directory = project.join(".git");
     let about = fs::symlink_metadata(&directory).ok().filter(fs::Metadata::is_dir);
-    let owner = about.ok_or_else(|| CommitsError::NoRepository(directory.clone()))?;
+    let is_plain = !project.as_os_str().as_bytes().contains(&b'\n');
+    let owner = about.filter(|_| is_plain).ok_or_else(|| CommitsError::NoRepository(directory.clone()))?;
     let place = tempfile::Builder::new().prefix("sandboxvm-commits-").tempdir()?;
     let user = if rustix::process::geteuid().is_root() && owner.uid() != 0 {
         chown(place.path(), Some(owner.uid()), Some(owner.gid()))?;
@@ -44,7 +46,7 @@ pub(super) fn gather(review: &Review, branches: &[Branch]) -> Result<Option<Gath
         User::Caller
     };
     let mut gathered = Gathered { place, project, user, branches: Vec::new(), known: Vec::new() };
-    gathered.receive(review, &directory)?;
+    gathered.receive(review)?;
     gathered.known = gathered.known_commits()?;
     for branch in branches {
         let count = gathered.count_new(branch)?;
@@ -69,17 +71,16 @@ impl Gathered {
     /// [`CommitsError::Git`] and [`CommitsError::NoGit`]. Then no reference has changed.
     pub fn fetch(&self, remote: &str) -> Result<(), CommitsError> {
         let bundle = self.place.path().join("commits.bundle");
-        self.git().run(&self.repository(), &["update-ref".as_ref(), "--stdin".as_ref()], |input| {
-            self.each_branch(|branch| writeln!(input, "update refs/heads/{} {}", branch.name, branch.commit))
+        let updates = input(|out| {
+            self.each_branch(|branch| writeln!(out, "update refs/heads/{} {}", branch.name, branch.commit))
         })?;
-        self.git().run(
-            &self.repository(),
-            &["bundle".as_ref(), "create".as_ref(), "--quiet".as_ref(), bundle.as_ref(), "--stdin".as_ref()],
-            |input| {
-                self.each_branch(|branch| writeln!(input, "refs/heads/{}", branch.name))?;
-                Ok(input.write_all(&excluded(&self.known))?)
-            },
-        )?;
+        self.in_quarantine(&["update-ref".as_ref(), "--stdin".as_ref()], Some(updates))?;
+        let wanted = input(|out| {
+            self.each_branch(|branch| writeln!(out, "refs/heads/{}", branch.name))?;
+            Ok(out.write_all(&excluded(&self.known))?)
+        })?;
+        let bundling = ["bundle".as_ref(), "create".as_ref(), "--quiet".as_ref(), bundle.as_ref(), "--stdin".as_ref()];
+        self.in_quarantine(&bundling, Some(wanted))?;
         let wanted = self.branches.iter().map(|(branch, _)| {
             OsString::from(format!("+refs/heads/{0}:refs/remotes/sandboxvm/{remote}/{0}", branch.name))
         });
@@ -89,53 +90,38 @@ impl Gathered {
         arguments.extend(["--no-recurse-submodules", "--no-auto-gc"].map(OsStr::new));
         arguments.push(bundle.as_ref());
         arguments.extend(wanted.iter().map(OsString::as_os_str));
-        self.git().run(&self.project, &arguments, |_| Ok(())).map(drop)
+        self.git().run(&self.project, &arguments, None).map(drop)
     }
 
     fn git(&self) -> Git<'_> {
-        Git { user: self.user, home: self.place.path() }
+        Git { user: self.user, home: self.place.path(), objects: None }
     }
 
-    fn repository(&self) -> PathBuf {
-        self.place.path().join("repository")
+    /// Runs git in the temporary repository, which reads the objects of the project's. Only git writes there:
+    /// the directory is the user's, who could lead the caller elsewhere by a link.
+    fn in_quarantine(&self, arguments: &[&OsStr], input: Option<File>) -> Result<Vec<u8>, CommitsError> {
+        let objects = self.project.join(".git/objects");
+        let git = Git { objects: Some(&objects), ..self.git() };
+        git.run(&self.place.path().join("repository"), arguments, input)
     }
 
     fn each_branch(&self, mut act: impl FnMut(&Branch) -> io::Result<()>) -> Result<(), CommitsError> {
         Ok(self.branches.iter().try_for_each(|(branch, _)| act(branch))?)
     }
 
-    /// Makes the temporary repository, which reads the objects of the project's, and has git check and
-    /// index the new ones.
-    fn receive(&self, review: &Review, git_directory: &Path) -> Result<(), CommitsError> {
-        let repository = self.repository();
-        self.git().run(
-            self.place.path(),
-            &["init".as_ref(), "--quiet".as_ref(), "--bare".as_ref(), "--template=".as_ref(), repository.as_ref()],
-            |_| Ok(()),
-        )?;
-        // The file has one path on each line, and a quote at its beginning is special.
-        let objects = git_directory.join("objects");
-        if objects.as_os_str().as_bytes().contains(&b'\n') {
-            return Err(CommitsError::NoRepository(git_directory.into()));
-        }
-        let alternates = repository.join("objects/info/alternates");
-        fs::create_dir_all(repository.join("objects/info"))?;
-        fs::write(&alternates, [objects.as_os_str().as_bytes(), b"\n"].concat())?;
-        fs::set_permissions(&alternates, fs::Permissions::from_mode(0o644))?;
+    /// Makes the temporary repository, and has git check and index the new objects.
+    fn receive(&self, review: &Review) -> Result<(), CommitsError> {
+        let arguments = ["init", "--quiet", "--bare", "--template=", "repository"].map(OsStr::new);
+        self.git().run(self.place.path(), &arguments, None)?;
         let limit = format!("--max-input-size={MAX_INFLATED}");
-        let index: [&OsStr; 5] = [
-            "index-pack".as_ref(),
-            "--stdin".as_ref(),
-            "--fix-thin".as_ref(),
-            "--fsck-objects".as_ref(),
-            limit.as_ref(),
-        ];
+        let index = ["index-pack", "--stdin", "--fix-thin", "--fsck-objects", &limit].map(OsStr::new);
         let objects = Objects::of(review);
         for mut pack in objects.packs() {
-            self.git().run(&repository, &index, |input| Ok(io::copy(&mut pack, input).map(drop)?))?;
+            let pack = input(|out| Ok(io::copy(&mut pack, out).map(drop)?))?;
+            self.in_quarantine(&index, Some(pack))?;
         }
         if objects.has_loose() {
-            self.git().run(&repository, &index, |input| objects.write_loose(io::BufWriter::new(input)))?;
+            self.in_quarantine(&index, Some(input(|out| objects.write_loose(out))?))?;
         }
         Ok(())
     }
@@ -143,15 +129,16 @@ impl Gathered {
     /// Lists what the references of the project lead to, one on each line.
     fn known_commits(&self) -> Result<Vec<u8>, CommitsError> {
         let arguments = ["for-each-ref", "--format=%(objectname)"].map(OsStr::new);
-        self.git().run(&self.project, &arguments, |_| Ok(()))
+        self.git().run(&self.project, &arguments, None)
     }
 
     fn count_new(&self, branch: &Branch) -> Result<u64, CommitsError> {
         let arguments = ["rev-list", "--count", "--stdin"].map(OsStr::new);
-        let output = self.git().run(&self.repository(), &arguments, |input| {
-            writeln!(input, "{}", branch.commit)?;
-            Ok(input.write_all(&excluded(&self.known))?)
+        let commits = input(|out| {
+            writeln!(out, "{}", branch.commit)?;
+            Ok(out.write_all(&excluded(&self.known))?)
         })?;
+        let output = self.in_quarantine(&arguments, Some(commits))?;
         let count = std::str::from_utf8(&output).ok().and_then(|count| count.trim().parse().ok());
         count.ok_or_else(|| CommitsError::Git { command: "rev-list".into(), message: "it printed no number".into() })
     }

@@ -217,17 +217,14 @@ mod tests {
     async fn password_of_a_clients_proxy_is_in_no_record_but_where_secrets_are_kept() {
         let home = tempfile::tempdir().unwrap();
         let registry = registry(home.path(), "default = \"public\"");
-        let proxy = json!({"address": "proxy.example:1080", "username": "me", "password": "hush"});
+        let proxy = json!({"address": "192.0.2.7:1080", "username": "me", "password": "hush"});
         set(&registry, json!({"egressProxy": proxy})).await.unwrap();
         assert_eq!(containing(home.path(), "hush"), ["network.secrets"]);
         let entry = registry.entries().remove(0);
-        let shown = json!({"egressProxy": {"address": "proxy.example:1080", "username": "me"}});
+        let shown = json!({"egressProxy": {"address": "192.0.2.7:1080", "username": "me"}});
         assert_eq!(serde_json::to_value(entry.record().egress.shown()).unwrap(), shown);
         let in_force = registry.sandbox(&entry).unwrap().upstream_proxy().unwrap().unwrap();
-        assert_eq!(
-            (in_force.to_string().as_str(), in_force.user.as_deref()),
-            ("socks5://proxy.example:1080", Some("me"))
-        );
+        assert_eq!((in_force.to_string().as_str(), in_force.user.as_deref()), ("socks5://192.0.2.7:1080", Some("me")));
         // A change that does not name it ends it.
         set(&registry, json!({"denyOut": ["192.0.2.1"]})).await.unwrap();
         assert_eq!(registry.sandbox(&entry).unwrap().upstream_proxy().unwrap(), None);
