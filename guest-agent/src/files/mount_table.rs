@@ -163,7 +163,9 @@ fn fill(below: &OwnedFd, path: &[u8]) -> Result<(), Trouble> {
     fchmod(&volume, Mode::from_raw_mode(about.st_mode & 0o7777)).map_err(fail("set the mode of the volume"))?;
     // In this order, so that a machine that ends in between copies again.
     syncfs(&volume).map_err(fail("write the content of the image into the volume"))?;
-    unlinkat(&volume, LOST_AND_FOUND, AtFlags::REMOVEDIR).map_err(fail("finish the volume"))
+    unlinkat(&volume, LOST_AND_FOUND, AtFlags::REMOVEDIR).map_err(fail("finish the volume"))?;
+    // Before any process writes a file, which a second copy would replace.
+    syncfs(&volume).map_err(fail("write the volume"))
 }
 
 /// Copies the content of a directory: a second process packs it, and this one unpacks it.
