@@ -75,6 +75,9 @@ fn volumes_outlive_machines_and_have_one_writer() {
     let reader = home.create(&[&READER[..], &["--name", "reader", "--read-only"]].concat());
     assert_eq!(reader.sh("cat /data/stopped").succeeds().out(), "stopped\n");
     assert!(reader.sh("touch /data/x").err().contains("Read-only file system"));
+    // What is refused below is the write: the disk is the volume, and dd reads it.
+    let read = "grep '^/dev/vdd /data ' /proc/mounts && dd if=/dev/vdd of=/dev/null bs=4096 count=1";
+    let _ = reader.sh(read).succeeds();
     let around = "mount -o remount,rw /data || dd if=/dev/zero of=/dev/vdd bs=4096 count=1 conv=fsync";
     assert_ne!(reader.sh(around).code(), Some(0), "root wrote a volume that is read-only");
     refused(&["reset", "writer"], &["mounted in sandbox reader"]);
