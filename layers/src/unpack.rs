@@ -162,6 +162,9 @@ pub fn unpack<R: Read>(
     Ok(Summary { bytes, files, dropped_attributes, diff_ids })
 }
 
+/// Maximum size in bytes of a list of names, whatever the limits say: its reader keeps the names in memory.
+const MAX_LIST: u64 = 2 << 30;
+
 /// Reads layers as [`unpack`] does, and writes a tar archive of the names of the image instead: directories and
 /// symbolic links with their metadata, and every other file as an empty one. Paths of more than 4095 bytes are
 /// left out. A directory precedes what is in it.
@@ -175,7 +178,7 @@ pub fn list<R: Read>(
     limits: &Limits,
     mut progress: impl FnMut(Progress),
 ) -> Result<Summary, UnpackError> {
-    let output = Output::new(list, limits.image_bytes);
+    let output = Output::new(list, limits.image_bytes.min(MAX_LIST));
     let (unpacker, diff_ids) = read(layers, directories, output, false, limits, &mut progress)?;
     let (files, dropped_attributes) = (unpacker.tree.inode_count() as u64, unpacker.dropped_attributes);
     let bytes = listing::write(&unpacker.tree, unpacker.output)?;

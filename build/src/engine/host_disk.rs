@@ -15,8 +15,8 @@ use std::{
     io::{self, BufReader, BufWriter, Seek},
 };
 
-/// Maximum number of names on the disk, and of their bytes.
-const MAX_NAMES: (usize, usize) = (4_000_000, 1 << 30);
+/// Maximum number of names on the disk, and of their bytes with those of attributes.
+const MAX_NAMES: (usize, usize) = (1_000_000, 256 << 20);
 /// Maximum size in bytes of the content of a layer, as of one that a machine makes.
 const MAX_CONTENT: u64 = 16 << 30;
 /// Maximum length of a name in bytes (Linux `NAME_MAX`).
@@ -38,6 +38,19 @@ enum Known {
         /// The layer that has its content.
         layer: u32,
     },
+}
+
+impl Known {
+    /// Returns how many bytes of names and attributes it keeps.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Directory { entry, .. } => {
+                let attributes = entry.attributes.iter().map(|(name, value)| name.len() + value.len());
+                entry.path.len() + attributes.sum::<usize>()
+            }
+            Self::Link | Self::File { .. } => 0,
+        }
+    }
 }
 
 /// Why a step is not executed here.
@@ -204,7 +217,7 @@ impl Names {
     }
 
     fn insert(&mut self, path: Vec<u8>, known: Known) -> Result<(), StepProblem> {
-        self.name_bytes += path.len();
+        self.name_bytes += path.len() + known.bytes();
         self.known.insert(path, known);
         if self.known.len() > MAX_NAMES.0 || self.name_bytes > MAX_NAMES.1 {
             return Err(StepProblem::Unsupported(format!("an image of more than {} names", MAX_NAMES.0)));
@@ -433,6 +446,18 @@ mod tests {
             (Some(Found::Directory), None)
         );
         assert_eq!(wait(disk.read("/etc/passwd", 10)).unwrap(), None);
+    }
+
+    #[test]
+    fn everything_that_an_image_makes_it_keep_is_counted() {
+        let mut writer = Writer::new(tempfile::tempfile().unwrap());
+        let attributes = vec![(b"user.a".to_vec(), vec![b'v'; 50_000])];
+        writer.begin(&Entry { attributes, ..entry("etc", Kind::Directory) }).unwrap();
+        writer.end().unwrap();
+        let disk = wait(HostDisk::open(writer.finish().unwrap())).unwrap();
+        assert_eq!(disk.names.name_bytes, 2 * 3 + 6 + 50_000);
+        let mut names = Names { name_bytes: MAX_NAMES.1, ..Names::default() };
+        assert!(matches!(names.insert(b"x".to_vec(), Known::Link), Err(StepProblem::Unsupported(_))));
     }
 
     #[test]

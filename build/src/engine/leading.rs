@@ -42,8 +42,18 @@ impl<M: Machines> Build<'_, M> {
         }
         let list = self.machines.scratch().map_err(super::MachineError::new)?;
         let output = list.try_clone().map_err(super::MachineError::new)?;
-        self.machines.names(&led.image, output).await?;
-        let mut disk = HostDisk::open(list).await.map_err(|problem| self.failed(&leading[known], problem))?;
+        let disk = match self.machines.names(&led.image, output).await {
+            Ok(()) => HostDisk::open(list).await,
+            Err(error) => Err(error.into()),
+        };
+        let mut disk = match disk {
+            Ok(disk) => disk,
+            // There are more names than this process keeps. A machine has them all, or says what is wrong.
+            Err(StepProblem::Unsupported(_) | StepProblem::Machine(_)) => {
+                return Ok(Some(led).filter(|led| led.steps > 0));
+            }
+            Err(problem) => return Err(self.failed(&leading[known], problem)),
+        };
         let mut layers = Vec::new();
         for planned in &leading[known..] {
             disk.begin(self.machines.scratch().map_err(super::MachineError::new)?);

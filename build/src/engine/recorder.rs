@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) step_layers: BTreeMap<Key, Vec<u8>>,
     /// The last layer of each image that was extended. Its digest ends with a plus for each layer.
     pub(crate) extended: BTreeMap<String, Vec<u8>>,
+    /// The names of an image cannot be listed.
+    pub(crate) unlisted: bool,
     /// Symbolic links of every image.
     pub(crate) links: Vec<String>,
     pub(crate) caches: BTreeMap<String, Vec<u8>>,
@@ -251,6 +253,9 @@ impl Machines for Recorder {
     }
 
     async fn names(&self, image: &BaseImage, output: File) -> Done<()> {
+        if self.0.lock().unwrap().unlisted {
+            return Err(MachineError::new("there are too many"));
+        }
         let mut machine = self.machine(image);
         let mut writer = Writer::new(output);
         for (name, (content, owner)) in std::mem::take(&mut machine.tree) {

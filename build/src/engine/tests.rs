@@ -127,6 +127,15 @@ fn copies_without_a_run_need_no_machine() {
 }
 
 #[test]
+fn copies_into_an_image_with_too_many_names_are_made_in_a_machine() {
+    let setup = Setup::new();
+    setup.machines.0.lock().unwrap().unlisted = true;
+    let (built, log, _) = setup.build("FROM base\nCOPY a.txt /x\n");
+    assert_eq!(built.unwrap().executed, 1);
+    assert_eq!(log, ["start sha256:base", "extract /x 0:0", "save", "publish the changes"]);
+}
+
+#[test]
 fn copies_through_a_link_of_the_image_are_made_in_a_machine() {
     let setup = Setup::new();
     setup.machines.0.lock().unwrap().links.push("lib".into());

@@ -119,6 +119,7 @@ fn of_mounts(error: &(dyn Error + 'static)) -> Option<String> {
         Some(VolumeError::InUse { .. }) => {
             return fixed("`sandboxvm volume ls` lists the sandboxes that have it; remove them first");
         }
+        Some(VolumeError::Users(_)) => return fixed("`sandboxvm rm ID` removes a sandbox that cannot be read"),
         Some(_) => return None,
         None => {}
     }

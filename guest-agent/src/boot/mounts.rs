@@ -212,7 +212,7 @@ pub(crate) fn seal_writable_disks() {
     if let Err(errno) = seal("/dev/vdc") {
         eprintln!("sandboxvm-agent: shutdown: the writable disk is synced but stays marked as in use: {errno}");
     }
-    for disk in writable_volumes() {
+    for disk in std::fs::File::open("/proc/self/mounts").map(writable_volumes).unwrap_or_default() {
         if let Err(errno) = seal(&disk) {
             eprintln!("sandboxvm-agent: shutdown: the volume {disk} is synced but stays marked as in use: {errno}");
         }
@@ -225,15 +225,15 @@ fn seal(disk: &str) -> Result<(), Errno> {
     mount_remount(TARGET, MountFlags::RDONLY, c"")
 }
 
-/// Returns the devices of the volumes that are mounted writable.
-fn writable_volumes() -> Vec<String> {
+/// Returns the devices of the volumes that are mounted writable, from a list in the form of `/proc/mounts`.
+fn writable_volumes(list: impl Read) -> Vec<String> {
     /// Maximum size of the list of mounts that is read, in bytes.
     const MAX: u64 = 1 << 20;
-    let mut mounts = String::new();
-    let read = std::fs::File::open("/proc/self/mounts").and_then(|file| file.take(MAX).read_to_string(&mut mounts));
-    if read.is_err() {
-        return Vec::new();
-    }
+    let mut mounts = Vec::new();
+    // What was read before an error, or before the end of a list that is too long, counts.
+    let _ = list.take(MAX).read_to_end(&mut mounts);
+    // Paths need not be UTF-8. Those of devices are.
+    let mounts = String::from_utf8_lossy(&mounts);
     let mut disks: Vec<String> = mounts.lines().filter_map(writable_volume).map(str::to_owned).collect();
     disks.sort();
     disks.dedup();
@@ -292,5 +292,22 @@ fn make_directory(path: &'static str, mode: u32) -> Result<(), MountError> {
     match mkdir(path, Mode::from_raw_mode(mode)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(MountError::Directory { path, errno }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writable_volumes_are_found_whatever_else_is_mounted() {
+        let list = b"/dev/vdb /lower erofs ro 0 0\n/dev/vdd /caf\xe9 ext4 rw,nodev 0 0\n/dev/vde /ro ext4 ro 0 0\n\
+            tmpfs /x tmpfs rw 0 0\n/dev/vdd /again ext4 rw 0 0\n/dev/vdf /data ext4 rw,noatime 0 0\n";
+        assert_eq!(writable_volumes(&list[..]), ["/dev/vdd", "/dev/vdf"]);
+        // The list is cut within a character.
+        for padding in ["", " "] {
+            let long = [&list[..], padding.as_bytes(), "\u{e9}".repeat(1 << 20).as_bytes()].concat();
+            assert_eq!(writable_volumes(&long[..]), ["/dev/vdd", "/dev/vdf"]);
+        }
     }
 }

@@ -31,6 +31,8 @@ const MAX_MOUNTS_READ: u64 = 4 << 20;
 /// The directory that mke2fs makes, and the time that it has then.
 const LOST_AND_FOUND: &str = "lost+found";
 const MADE_AT: i64 = 1_735_689_600;
+/// The directories of the machine: neither they nor anything below them is a place for a mount.
+const RESERVED: [&[u8]; 4] = [b"/proc", b"/sys", b"/dev", b"/run/sandboxvm"];
 
 /// Mounts everything in the table that is not mounted yet.
 pub(super) fn mount_all(table: &MountTable) -> Result<FileReply, Trouble> {
@@ -73,6 +75,7 @@ fn one(request: &Mount) -> Result<(), Trouble> {
     if is_mounted(&path, kind, &source).map_err(|errno| refused("read the list of mounts", at, errno))? {
         return Ok(());
     }
+    refuse_reserved(&path, at)?;
     let (flags, options) = match request.source {
         MountedSource::Volume { read_only, .. } => {
             // Removed files return their space to the host. A volume that is damaged is not written further.
@@ -102,9 +105,20 @@ fn open_directory(path: &[u8]) -> Result<OwnedFd, Errno> {
     open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Returns the path of an open directory, without symbolic links.
-fn path_of(directory: &OwnedFd) -> Result<Vec<u8>, Errno> {
-    Ok(readlinkat(CWD, format!("/proc/self/fd/{}", directory.as_raw_fd()), Vec::new())?.into_bytes())
+/// Refuses a mount at `path`, which has no symbolic links, where it would hide file systems of the machine. The
+/// host checks only the path `at`, which leads there, because it does not know the links of an image.
+pub(super) fn refuse_reserved(path: &[u8], at: &[u8]) -> Result<(), Trouble> {
+    let is_below = |above: &[u8]| matches!(path.strip_prefix(above), Some([] | [b'/', ..]));
+    if [&b"/"[..], b"/run"].contains(&path) || RESERVED.into_iter().any(is_below) {
+        let message = "cannot mount anything there: a symbolic link leads to the machine's own file systems".to_owned();
+        return Err(failure(FileErrorKind::BadRequest, Some(at), message));
+    }
+    Ok(())
+}
+
+/// Returns the path of an open file, without symbolic links.
+pub(super) fn path_of(file: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    Ok(readlinkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())?.into_bytes())
 }
 
 /// Returns true if this process's namespace has a mount of this kind and source at `path`.
@@ -163,7 +177,9 @@ fn fill(below: &OwnedFd, path: &[u8]) -> Result<(), Trouble> {
     fchmod(&volume, Mode::from_raw_mode(about.st_mode & 0o7777)).map_err(fail("set the mode of the volume"))?;
     // In this order, so that a machine that ends in between copies again.
     syncfs(&volume).map_err(fail("write the content of the image into the volume"))?;
-    unlinkat(&volume, LOST_AND_FOUND, AtFlags::REMOVEDIR).map_err(fail("finish the volume"))
+    unlinkat(&volume, LOST_AND_FOUND, AtFlags::REMOVEDIR).map_err(fail("finish the volume"))?;
+    // Before any process writes a file, which a second copy would replace.
+    syncfs(&volume).map_err(fail("write the volume"))
 }
 
 /// Copies the content of a directory: a second process packs it, and this one unpacks it.
@@ -228,6 +244,24 @@ mod tests {
         {
             assert_eq!(unescaped(given.as_bytes()), expected.as_bytes(), "{given}");
         }
+    }
+
+    #[test]
+    fn links_do_not_lead_a_mount_over_the_file_systems_of_the_machine() {
+        for path in ["/", "/run", "/proc", "/proc/1/fd", "/sys/fs", "/dev", "/run/sandboxvm/x"] {
+            refuse_reserved(path.as_bytes(), b"/x").unwrap_err();
+        }
+        for path in ["/data", "/run/x", "/run/sandboxvm-x", "/process"] {
+            refuse_reserved(path.as_bytes(), b"/x").unwrap();
+        }
+        // A file system that is mounted there by mistake ends with this process.
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/proc/self/fdinfo", &link).unwrap();
+        let at = link.to_str().unwrap().as_bytes().to_vec().try_into().unwrap();
+        let trouble = one(&Mount { at, source: MountedSource::Tmpfs { size: None, mode: 0o755, exec: false } });
+        let Err(Trouble::Failed(failure)) = trouble else { panic!("{trouble:?}") };
+        assert_eq!(failure.kind, FileErrorKind::BadRequest, "{}", failure.message);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Mounts a live share, and makes the process that mounted it the one that relays it.
 
 use super::failure::{Trouble, failure, refused};
+use super::mount_table::{path_of, refuse_reserved};
 use super::mounts::is_mounted;
 use crate::share::{Endpoints, Relay, listen};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdir, open, statat};
@@ -32,6 +33,9 @@ pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble
     }
     make_mount_point(at, request.is_directory)
         .map_err(|errno| refused("make the mount point of a share", at, errno))?;
+    let path = open(at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).and_then(|below| path_of(&below));
+    let path = path.map_err(|errno| refused("find the mount point of a share", at, errno))?;
+    refuse_reserved(&path, at)?;
     // First, so that of two requests at the same time only one mounts.
     let listener = listen(request.number.port()).map_err(|errno| refused("listen for a share", at, errno))?;
     let device = open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
@@ -43,7 +47,8 @@ pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble
     let options = CString::new(options).map_err(|_| refused("mount a share", at, Errno::INVAL))?;
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     flags.set(MountFlags::RDONLY, request.read_only);
-    mount(source, at, "fuse", flags, options.as_c_str()).map_err(|errno| refused("mount a share", at, errno))?;
+    mount(source, path.as_slice(), "fuse", flags, options.as_c_str())
+        .map_err(|errno| refused("mount a share", at, errno))?;
     Ok(Some(Relay::new(Endpoints { device, listener })))
 }
 
@@ -64,4 +69,25 @@ fn make_mount_point(at: &[u8], is_directory: bool) -> Result<(), Errno> {
         open(at, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandboxvm_protocol::agent::share::ShareNumber;
+
+    #[test]
+    fn links_do_not_lead_a_share_over_the_file_systems_of_the_machine() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/proc/self/fdinfo", &link).unwrap();
+        let at = link.to_str().unwrap().as_bytes().to_vec().try_into().unwrap();
+        let number = ShareNumber::all().next().unwrap();
+        let request = ShareMount { number, at, is_directory: true, read_only: true };
+        let Err(Trouble::Failed(failure)) = mount_share(&request) else { panic!("it is mounted") };
+        assert_eq!(failure.kind, FileErrorKind::BadRequest, "{}", failure.message);
+    }
 }

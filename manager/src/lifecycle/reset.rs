@@ -458,6 +458,16 @@ impl Sandbox {
             },
         };
         bundle.open_part(Part::Vmm)?;
+        // Of the snapshot if there is one, since it says which versions of the volumes its memory has.
+        let mounts = match from {
+            Found::Snapshot(_, snapshot) => &snapshot.manifest.mounts,
+            Found::Beginning => &self.record.mounts,
+            Found::OwnDisk => &self.record.mounts.clone().without_versions(),
+        };
+        // A machine that runs has the lock of a volume that it can write, so no other changed that volume,
+        // and it can be opened only after the machine's end.
+        let waits_for_the_end = mounts.writable_volume().is_some() && self.state()?.is_live();
+        let volumes = if waits_for_the_end { None } else { Some(volumes::open::open_all(&self.home, mounts)?) };
         self.admit_again()?;
         let room = DiskReservation::for_a_start(directory)?;
         interruption::announce(directory, Interruption::Reset);
@@ -466,13 +476,10 @@ impl Sandbox {
         end::now(&self.home, directory, self.id()).await?;
         drop(room);
         let program = bundle.path(Part::Vmm);
-        // Of the snapshot if there is one, since it says which versions of the volumes its memory has.
-        let mounts = match from {
-            Found::Snapshot(_, snapshot) => &snapshot.manifest.mounts,
-            Found::Beginning => &self.record.mounts,
-            Found::OwnDisk => &self.record.mounts.clone().without_versions(),
+        let volumes = match volumes {
+            Some(volumes) => volumes,
+            None => volumes::open::open_all(&self.home, mounts)?,
         };
-        let volumes = volumes::open::open_all(&self.home, mounts)?;
         let launch = Launch::again(&self.home, directory, &self.record, program, volumes)?;
         beginning.contents.vmm = content::at(&self.home, program)?;
         let boots = matches!(beginning.source, Source::Kernel(_));

@@ -123,8 +123,22 @@ pub struct MountSpec {
 
 /// All mounts of a sandbox, in an order in which each comes after those that it lies in.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "Vec<MountSpec>", into = "Vec<MountSpec>")]
 pub struct Mounts(Vec<MountSpec>);
+
+impl TryFrom<Vec<MountSpec>> for Mounts {
+    type Error = MountsError;
+
+    fn try_from(mounts: Vec<MountSpec>) -> Result<Self, MountsError> {
+        Self::new(mounts)
+    }
+}
+
+impl From<Mounts> for Vec<MountSpec> {
+    fn from(mounts: Mounts) -> Self {
+        mounts.0
+    }
+}
 
 impl Mounts {
     /// Checks and orders mounts.
@@ -341,5 +355,8 @@ pub(crate) mod tests {
         let json = r#"[{"at":"/root/.cache","type":"volume","name":"cache","read_only":false},{"at":"/tmp","type":"tmpfs","size":1048576,"mode":448,"exec":true}]"#;
         assert_eq!(serde_json::to_string(&mounts).unwrap(), json);
         assert_eq!(serde_json::from_str::<Mounts>(json).unwrap(), mounts);
+        // What is read is checked as what a user asks for.
+        let twice = r#"[{"at":"/a","type":"tmpfs"},{"at":"/a/","type":"tmpfs"}]"#;
+        assert!(serde_json::from_str::<Mounts>(twice).unwrap_err().to_string().contains("two things at /a"));
     }
 }

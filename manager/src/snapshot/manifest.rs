@@ -8,7 +8,7 @@ use crate::{
         host::HostIdentity,
     },
     image_defaults::ImageDefaults,
-    mounts::Mounts,
+    mounts::{MountedVolume, Mounts},
     record::rfc3339,
     snapshot::lineage::Contents,
     workspace::WorkspaceRecord,
@@ -162,6 +162,12 @@ impl SnapshotManifest {
         if self.workspace.as_ref().is_some_and(|workspace| !workspace.is_valid()) {
             return Some("its workspace has no slot, too many, or files with other names");
         }
+        // No snapshot is taken of such a machine. A directory of snapshots from elsewhere must not choose
+        // what of this host a sandbox can write.
+        let is_of_no_snapshot = |volume: MountedVolume<'_>| !volume.read_only || volume.version.is_none();
+        if self.mounts.has_shares() || self.mounts.volumes().any(is_of_no_snapshot) {
+            return Some("it mounts a directory of the host, or a volume that no snapshot has");
+        }
         None
     }
 }
@@ -169,7 +175,11 @@ impl SnapshotManifest {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::{super::seal::Seal, *};
-    use crate::snapshot::lineage::tests::contents;
+    use crate::{
+        mounts::{MountPath, MountSource, MountSpec, spec::tests::volume},
+        snapshot::lineage::tests::contents,
+    };
+    use sandboxvm_images::file_version::FileVersion;
     use sandboxvm_protocol::machine::HostMode;
     use std::time::UNIX_EPOCH;
 
@@ -228,5 +238,35 @@ pub(crate) mod tests {
         assert!(matches!(damage(seal), ManifestError::Nonsense { .. }));
         directory.replace(MANIFEST, b"{").unwrap();
         assert!(matches!(SnapshotManifest::read(&directory), Err(ManifestError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_snapshot_mounts_nothing_of_this_host_that_can_be_written() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let read = |mount: MountSpec| {
+            let mounts = Mounts::new(vec![mount]).unwrap();
+            SnapshotManifest { mounts, ..example("abcdefgh") }.write(&directory).unwrap();
+            SnapshotManifest::read(&directory)
+        };
+        let with_version = |read_only| {
+            let mut mount = volume("v", "/v", read_only);
+            if let MountSource::Volume { version, .. } = &mut mount.source {
+                *version = Some(FileVersion { device: 0, inode: 0, size: 0, modified_ns: 0 });
+            }
+            mount
+        };
+        let at = MountPath::try_from("/x".to_owned()).unwrap();
+        let share = |read_only| MountSource::HostDirectory { path: "/etc".into(), read_only, uid: 0, gid: 0 };
+        let hostile = [
+            MountSpec { at: at.clone(), source: share(false) },
+            MountSpec { at, source: share(true) },
+            volume("v", "/v", true),
+            with_version(false),
+        ];
+        for mount in hostile {
+            assert!(matches!(read(mount.clone()), Err(ManifestError::Nonsense { .. })), "{mount:?}");
+        }
+        read(with_version(true)).unwrap();
     }
 }

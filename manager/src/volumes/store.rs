@@ -3,7 +3,7 @@
 
 use super::{
     name::VolumeName,
-    users::{self, VolumeUser},
+    users::{self, Unreadable, VolumeUser},
 };
 use crate::{
     home::{
@@ -13,7 +13,7 @@ use crate::{
         layout::Home,
         locks::{FileLock, LockClass},
     },
-    manager::Manager,
+    manager::{FindError, Manager},
     mounts::Mounts,
 };
 use rustix::{
@@ -63,6 +63,9 @@ pub enum VolumeError {
         /// One of the sandboxes.
         holder: String,
     },
+    /// A sandbox, whose record cannot be read, may have the volume.
+    #[error("cannot find out which sandboxes have volumes: {0}")]
+    Users(#[from] FindError),
     /// The last machine that wrote the volume did not unmount it.
     #[error(
         "cannot mount volume {0} read-only: it was not unmounted cleanly, so its journal must be replayed by a sandbox that mounts it writable"
@@ -125,7 +128,7 @@ impl Manager {
     /// # Errors
     /// When the home cannot be listed.
     pub fn volumes(&self) -> Result<Vec<Volume>, VolumeError> {
-        let mut users = users::by_volume(&self.home)?;
+        let mut users = users::by_volume(&self.home, Unreadable::Ignored)?;
         let mut volumes = Vec::new();
         for name in names(&self.home)? {
             let users = users.remove(&name).unwrap_or_default();
@@ -140,21 +143,21 @@ impl Manager {
     /// # Errors
     /// [`VolumeError::Unknown`], and those of reading the home.
     pub fn volume(&self, name: &VolumeName) -> Result<Volume, VolumeError> {
-        let users = users::by_volume(&self.home)?.remove(name).unwrap_or_default();
+        let users = users::by_volume(&self.home, Unreadable::Ignored)?.remove(name).unwrap_or_default();
         describe(&self.home, name.clone(), users)?.ok_or_else(|| unknown(name))
     }
 
     /// Removes a volume that no sandbox has.
     ///
     /// # Errors
-    /// [`VolumeError::InUse`], [`VolumeError::Unknown`], and those of removing files.
+    /// [`VolumeError::InUse`], [`VolumeError::Users`], [`VolumeError::Unknown`], and those of removing files.
     pub fn remove_volume(&self, name: &VolumeName) -> Result<(), VolumeError> {
         let file = open(&self.home, name, OFlags::RDONLY)?.ok_or_else(|| unknown(name))?;
         let path = self.home.volumes().join(name.as_str());
         // A sandbox that is being created has the lock before its record can be found.
         let lock = FileLock::try_on(LockClass::Volume, Sharing::Exclusive, file)
             .map_err(|error| DirectoryError::new("lock", &path, error))?;
-        let user = users::by_volume(&self.home)?.remove(name).and_then(|users| users.into_iter().next());
+        let user = users::by_volume(&self.home, Unreadable::Refused)?.remove(name).into_iter().flatten().next();
         if lock.is_none() || user.is_some() {
             let holder = user.map_or_else(|| "a sandbox".to_owned(), |user| format!("sandbox {}", user.label()));
             return Err(VolumeError::InUse { volume: name.clone(), holder });
@@ -168,7 +171,7 @@ impl Manager {
     /// Removes all volumes that no sandbox has. Returns them.
     ///
     /// # Errors
-    /// Those of listing the home and removing files.
+    /// [`VolumeError::Users`], and those of listing the home and removing files.
     pub fn prune_volumes(&self) -> Result<Vec<Volume>, VolumeError> {
         let mut removed = Vec::new();
         for volume in self.volumes()?.into_iter().filter(|volume| volume.users.is_empty()) {
@@ -350,6 +353,23 @@ mod tests {
         assert!(manager.prune_volumes().unwrap().is_empty());
         let users = manager.volume(&name("cache")).unwrap().users;
         assert!(users.len() == 1 && !users[0].is_live && !users[0].read_only, "{users:?}");
+    }
+
+    #[test]
+    fn no_volume_is_removed_while_a_record_cannot_be_read() {
+        let (_dir, manager) = manager();
+        let mounts = Mounts::new(vec![volume("cache", "/c", false)]).unwrap();
+        ensure(&manager.home, &mounts).unwrap();
+        sandbox_with(&manager, "aaaaaaaa", mounts);
+        let directory = manager.home.sandboxes().join("aaaaaaaa");
+        fs::write(directory.join("config.json"), "{").unwrap();
+        let message = manager.remove_volume(&name("cache")).unwrap_err().to_string();
+        assert!(message.starts_with("cannot find out which sandboxes have volumes: "), "{message}");
+        assert!(message.contains("aaaaaaaa"), "{message}");
+        assert!(matches!(manager.prune_volumes(), Err(VolumeError::Users(_))));
+        assert_eq!(manager.volumes().unwrap().len(), 1);
+        fs::remove_dir_all(directory).unwrap();
+        assert_eq!(manager.prune_volumes().unwrap().len(), 1);
     }
 
     #[test]

@@ -2,16 +2,14 @@
 
 use super::name::VolumeName;
 use crate::{
-    home::{
-        directory::{DirectoryError, SandboxDirectory},
-        layout::Home,
-    },
-    record::SandboxRecord,
+    home::layout::Home,
+    manager::{FindError, Manager},
+    sandbox::Sandbox,
     vmm::state,
 };
 use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use serde::Serialize;
-use std::{collections::HashMap, fs};
+use std::collections::HashMap;
 
 /// A sandbox that has a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,14 +32,29 @@ impl VolumeUser {
     }
 }
 
-/// Returns the users of each volume, those that run first. Sandboxes that cannot be read are left out.
-pub(super) fn by_volume(home: &Home) -> Result<HashMap<VolumeName, Vec<VolumeUser>>, DirectoryError> {
-    let path = home.sandboxes();
-    let entries = fs::read_dir(&path).map_err(|error| DirectoryError::new("list", path, error))?;
+/// What is done about a sandbox whose record cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// It is left out.
+    Ignored,
+    /// It may have any volume, so there is no answer.
+    Refused,
+}
+
+/// Returns the users of each volume, those that run first.
+pub(super) fn by_volume(
+    home: &Home,
+    unreadable: Unreadable,
+) -> Result<HashMap<VolumeName, Vec<VolumeUser>>, FindError> {
+    let manager = Manager { home: home.clone() };
     let mut users: HashMap<VolumeName, Vec<VolumeUser>> = HashMap::new();
-    for entry in entries.flatten() {
-        let Ok(directory) = SandboxDirectory::open(entry.path()) else { continue };
-        let Ok(record) = SandboxRecord::read(&directory) else { continue };
+    for id in manager.ids()? {
+        let Sandbox { directory, record, .. } = match manager.open_sandbox(&id) {
+            Ok(Some(sandbox)) => sandbox,
+            Ok(None) => continue,
+            Err(_) if unreadable == Unreadable::Ignored => continue,
+            Err(error) => return Err(error),
+        };
         if record.mounts.is_empty() {
             continue;
         }
@@ -60,7 +73,7 @@ pub(super) fn by_volume(home: &Home) -> Result<HashMap<VolumeName, Vec<VolumeUse
 
 /// Returns a sandbox that runs and has the volume, for a message.
 pub(super) fn holder(home: &Home, name: &VolumeName) -> String {
-    let users = by_volume(home).ok().and_then(|mut users| users.remove(name));
+    let users = by_volume(home, Unreadable::Ignored).ok().and_then(|mut users| users.remove(name));
     match users.into_iter().flatten().find(|user| user.is_live) {
         Some(user) => {
             format!("sandbox {}{}", user.label(), if user.read_only { ", read-only" } else { "" })
