@@ -139,6 +139,16 @@ pub(crate) fn open(parent: impl AsFd, name: &[u8], flags: OFlags, identity: Iden
     Ok(file)
 }
 
+/// Fails for a directory that the host has moved out of the root since it was found: from there, the kernel
+/// goes up nowhere, since the mount of the share does not contain it.
+pub(crate) fn expect_inside(directory: impl AsFd) -> Result<(), Errno> {
+    match statat(directory, "..", AtFlags::empty()) {
+        Ok(_) => Ok(()),
+        Err(Errno::NOENT) => Err(Errno::STALE),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Opens a directory that was found before.
 pub(crate) fn open_directory(directory: impl AsFd) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;

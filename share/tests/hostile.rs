@@ -212,6 +212,44 @@ fn many(root: &std::path::Path, number: u64) {
 }
 
 #[test]
+fn directories_that_the_host_moves_out_of_the_root_are_out_of_reach() {
+    let (outside, root) = with_secret();
+    fs::create_dir_all(root.join("d/below")).unwrap();
+    fs::write(root.join("d/f"), "content").unwrap();
+    // A process that has the directory open follows it.
+    let open = fs::File::open(root.join("d")).unwrap();
+    let mut guest = Guest::with(&root, "rw");
+    let (directory, below) = (guest.walk("d").unwrap().node, guest.walk("d/below").unwrap().node);
+    let file = guest.walk("d/f").unwrap().node;
+    let handle = u64_at(&guest.ask(27, directory, &fields![0u32, 0u32]).unwrap(), 0);
+    assert_eq!(guest.list(directory, true).unwrap(), [".", "..", "below", "f"]);
+    let moved = outside.path().join("moved");
+    fs::rename(root.join("d"), &moved).unwrap();
+    rustix::fs::mkdirat(&open, "followed", rustix::fs::Mode::RWXU).unwrap();
+    assert!(moved.join("followed").exists());
+    for node in [directory, below] {
+        assert_eq!(guest.create(node, "x", libc::O_RDWR, 0o644).unwrap_err(), ESTALE);
+        assert_eq!(guest.make_directory(node, "x", 0o755).unwrap_err(), ESTALE);
+        assert_eq!(guest.symlink(node, "x", "x").unwrap_err(), ESTALE);
+        assert_eq!(guest.rename((node, "f"), (ROOT, "x"), 0).unwrap_err(), ESTALE);
+        assert_eq!(guest.unlink(node, "f").unwrap_err(), ESTALE);
+        assert_eq!(guest.look_up(node, "f").unwrap_err(), ESTALE);
+        assert_eq!(guest.list(node, true).unwrap_err(), ESTALE);
+    }
+    let read = fields![handle, 0u64, 1024u32, 0u32, 0u64, 0u32, 0u32];
+    assert_eq!(guest.ask(28, directory, &read).unwrap_err(), ESTALE);
+    assert_eq!(guest.open(file, libc::O_RDONLY).unwrap_err(), ESTALE);
+    assert_eq!(guest.link(file, ROOT, "x").unwrap_err(), ESTALE);
+    assert_eq!(guest.set(file, 1, 0, 0o777, 0).unwrap_err(), ESTALE);
+    let mut left: Vec<_> = fs::read_dir(&moved).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["below", "f", "followed"]);
+    // It comes back.
+    fs::rename(&moved, root.join("again")).unwrap();
+    assert_eq!(guest.list(directory, false).unwrap(), [".", "..", "below", "f", "followed"]);
+}
+
+#[test]
 fn numbers_that_were_never_given_out_are_stale() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("f"), "content").unwrap();

@@ -9,7 +9,7 @@ mod xattrs;
 use crate::{
     handles::Handles,
     limits::Limits,
-    nodes::{Nodes, ROOT},
+    nodes::{Nodes, Place, ROOT},
     protocol::{Attributes, Entry, Name, Operation, Refusal, Reply, constants, error, parse},
     root::{self, Identity, Root, kind},
 };
@@ -21,7 +21,7 @@ use rustix::{
 };
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// Permissions that a guest can set, and sees.
@@ -170,9 +170,18 @@ impl Server {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the directory of a request.
-    fn directory(&self, node: u64) -> Result<std::sync::Arc<OwnedFd>, Errno> {
-        self.nodes().file(node)
+    /// Returns the directory of a request, which must be in the root.
+    fn directory(&self, node: u64) -> Result<Arc<OwnedFd>, Errno> {
+        let directory = self.nodes().file(node)?;
+        root::expect_inside(&*directory)?;
+        Ok(directory)
+    }
+
+    /// Returns where a node is, whose directory must be in the root.
+    fn place(&self, node: u64) -> Result<Place, Errno> {
+        let place = self.nodes().place(node)?;
+        root::expect_inside(&*place.parent)?;
+        Ok(place)
     }
 
     fn look_up(&self, parent: u64, name: Name<'_>) -> Result<Entry, Errno> {
@@ -198,7 +207,7 @@ impl Server {
                 self.root.reopen(flags)
             };
         }
-        let place = self.nodes().place(node)?;
+        let place = self.place(node)?;
         root::open(&place.parent, &place.name, flags, place.identity).map_err(stale_if_gone)
     }
 
