@@ -1,6 +1,7 @@
 //! Mounts a live share, and makes the process that mounted it the one that relays it.
 
 use super::failure::{Trouble, failure, refused};
+use super::mount_table::lock;
 use super::mounts::is_mounted;
 use crate::share::{Endpoints, Relay, listen};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdir, open, statat};
@@ -22,6 +23,8 @@ pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble
         return Err(failure(FileErrorKind::PermissionDenied, None, message));
     }
     let at = request.at.as_bytes();
+    // Of two requests at the same time, the second finds the share mounted.
+    let _lock = lock().map_err(|errno| refused("lock the list of mounts", at, errno))?;
     if !at.starts_with(b"/") || at == b"/" {
         let message = "the path of a share must be absolute, and not that of the root".to_owned();
         return Err(failure(FileErrorKind::BadRequest, None, message));
@@ -32,7 +35,6 @@ pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble
     }
     make_mount_point(at, request.is_directory)
         .map_err(|errno| refused("make the mount point of a share", at, errno))?;
-    // First, so that of two requests at the same time only one mounts.
     let listener = listen(request.number.port()).map_err(|errno| refused("listen for a share", at, errno))?;
     let device = open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| refused("open /dev/fuse, which the kernel of an old machine lacks", at, errno))?;
