@@ -25,7 +25,7 @@ pub enum ShareRootError {
         /// The system's error.
         source: Errno,
     },
-    /// Whoever can change its path would choose what is shared.
+    /// A user who can put a link in the path would choose what is shared.
     #[error("cannot share {}: there is a symbolic link in its path", .0.display())]
     Link(PathBuf),
     /// It is neither a directory nor a regular file.
