@@ -155,8 +155,16 @@ pub(crate) fn open_directory(directory: impl AsFd) -> Result<OwnedFd, Errno> {
     resolve(directory.as_fd(), b".", flags, Mode::empty())
 }
 
-/// Creates a regular file, or opens the one that is there unless it must be new.
+/// Creates a regular file, or opens the one that is there unless it must be new. As in [`open`], what is there is
+/// checked before it is opened.
 pub(crate) fn create(parent: impl AsFd, name: Name<'_>, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+    let is_new = flags.contains(OFlags::EXCL);
+    if !is_new
+        && let Ok(found) = find(&parent, name)
+        && kind(&fstat(&found)?) != libc::S_IFREG
+    {
+        return Err(Errno::EXIST);
+    }
     let file = resolve(parent.as_fd(), name.bytes(), flags | OFlags::CREATE | SAFE_FLAGS, mode)?;
     match kind(&fstat(&file)?) {
         libc::S_IFREG => Ok(file),

@@ -150,6 +150,21 @@ fn devices_and_privileges_do_not_reach_the_host() {
     let pipe = guest.look_up(ROOT, "pipe").unwrap();
     assert_eq!(guest.open(pipe.node, libc::O_WRONLY).unwrap_err(), EOPNOTSUPP);
     assert!(guest.create(ROOT, "pipe", libc::O_WRONLY, 0o644).is_err());
+    // A program of the host that reads the pipe waits until another opens it for writing.
+    let (path, is_open) = (root.path().join("pipe"), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            fs::File::open(&path).unwrap();
+            is_open.store(true, Ordering::Relaxed);
+        });
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(guest.create(ROOT, "pipe", libc::O_RDWR, 0o644).unwrap_err(), EEXIST);
+        thread::sleep(Duration::from_millis(200));
+        let was_open = is_open.load(Ordering::Relaxed);
+        let _ =
+            fs::OpenOptions::new().read(true).write(true).open(&path).map(|_| thread::sleep(Duration::from_millis(50)));
+        assert!(!was_open, "the guest's request opened the pipe");
+    });
 }
 
 #[test]
