@@ -281,3 +281,27 @@ fn random() -> u32 {
     let _ = getrandom(&mut bytes, GetRandomFlags::NONBLOCK);
     u32::from_ne_bytes(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_beyond_the_limit_are_refused_until_others_are_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        for file in 0..9 {
+            std::fs::write(directory.path().join(file.to_string()), "").unwrap();
+        }
+        let settings = Settings { read_only: false, owner: Owner { uid: 0, gid: 0 } };
+        let limits = Limits { nodes: 8, open_nodes: 4, handles: 4 };
+        let server = Server::with_limits(Root::open(directory.path()).unwrap(), settings, limits);
+        let look_up = |file: usize| server.look_up(ROOT, Name::new(file.to_string().as_bytes()).unwrap());
+        let nodes: Vec<u64> = (0..8).map(|file| look_up(file).unwrap().node).collect();
+        assert_eq!(look_up(8).map(|entry| entry.node), Err(Errno::NFILE));
+        // One that the guest refers to is none more.
+        assert_eq!(look_up(3).map(|entry| entry.node), Ok(nodes[3]));
+        server.nodes().forget(nodes[0], 1);
+        assert!(look_up(8).is_ok());
+        assert_eq!(look_up(0).map(|entry| entry.node), Err(Errno::NFILE));
+    }
+}
