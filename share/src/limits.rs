@@ -4,7 +4,7 @@
 use rustix::process::{Resource, getrlimit};
 
 /// Descriptors that the process asks for.
-pub(crate) const DESCRIPTORS: u64 = 65_536;
+pub(crate) const DESCRIPTORS: u64 = 16_384;
 /// Descriptors that it keeps for itself: streams, the root, and files that are open during a request.
 const RESERVED: u64 = 64;
 /// Maximum number of files and directories that the guest refers to. A node takes about 200 bytes and its name.

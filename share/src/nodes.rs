@@ -17,7 +17,7 @@ use std::{
 /// The node of the root.
 pub(crate) const ROOT: u64 = 1;
 /// Maximum number of directories above a node.
-const MAX_DEPTH: usize = 2048;
+const MAX_DEPTH: usize = 256;
 
 #[derive(Debug)]
 struct Node {

@@ -139,14 +139,32 @@ pub(crate) fn open(parent: impl AsFd, name: &[u8], flags: OFlags, identity: Iden
     Ok(file)
 }
 
+/// Fails for a directory that the host has moved out of the root since it was found: from there, the kernel
+/// goes up nowhere, since the mount of the share does not contain it.
+pub(crate) fn expect_inside(directory: impl AsFd) -> Result<(), Errno> {
+    match statat(directory, "..", AtFlags::empty()) {
+        Ok(_) => Ok(()),
+        Err(Errno::NOENT) => Err(Errno::STALE),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Opens a directory that was found before.
 pub(crate) fn open_directory(directory: impl AsFd) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     resolve(directory.as_fd(), b".", flags, Mode::empty())
 }
 
-/// Creates a regular file, or opens the one that is there unless it must be new.
+/// Creates a regular file, or opens the one that is there unless it must be new. As in [`open`], what is there is
+/// checked before it is opened.
 pub(crate) fn create(parent: impl AsFd, name: Name<'_>, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+    let is_new = flags.contains(OFlags::EXCL);
+    if !is_new
+        && let Ok(found) = find(&parent, name)
+        && kind(&fstat(&found)?) != libc::S_IFREG
+    {
+        return Err(Errno::EXIST);
+    }
     let file = resolve(parent.as_fd(), name.bytes(), flags | OFlags::CREATE | SAFE_FLAGS, mode)?;
     match kind(&fstat(&file)?) {
         libc::S_IFREG => Ok(file),

@@ -11,13 +11,22 @@ use std::fs;
 
 fn any_request() -> impl Strategy<Value = Vec<u8>> {
     let name = prop_oneof![Just(b"a\0".to_vec()), Just(b"..\0".to_vec()), Just(b"d\0f\0".to_vec())];
-    let small = prop_oneof![Just(0u64), Just(1), any::<u64>()];
+    // Mostly numbers of answers: see `known`.
+    let small = prop_oneof![1 => Just(0u64), 2 => Just(1), 6 => 2u64..8, 1 => any::<u64>()];
     let bytes = prop::collection::vec(any::<u8>(), 0..200);
     let body = prop_oneof![bytes, (prop::collection::vec(0u8..3, 0..100), name).prop_map(|(a, b)| [a, b].concat())];
     (0u32..52, any::<u64>(), small, body).prop_map(|(code, unique, node, body)| {
         let length = 40 + body.len() as u32;
         fields![length, code, unique, node, 0u32, 0u32, 0u32, 0u32, &body[..]]
     })
+}
+
+/// Replaces a small number by the node of an earlier answer, if there was one.
+fn known(request: &mut [u8], nodes: &[u64]) {
+    let index = (u64_at(request, 16) as usize).wrapping_sub(2);
+    if let (0..6, Some(node)) = (index, nodes.get(index % nodes.len().max(1))) {
+        request[16..24].copy_from_slice(&node.to_le_bytes());
+    }
 }
 
 proptest! {
@@ -29,9 +38,20 @@ proptest! {
         let root = outside.path().join("root");
         fs::create_dir_all(root.join("d")).unwrap();
         fs::write(root.join("a"), "a").unwrap();
+        fs::write(root.join("d/f"), "f").unwrap();
+        fs::write(outside.path().join("secret"), "secret").unwrap();
+        std::os::unix::fs::symlink("../secret", root.join("link")).unwrap();
         let settings = Settings { read_only: false, owner: Owner { uid: 0, gid: 0 } };
         let server = Server::new(Root::open(&root).unwrap(), settings);
-        for request in requests {
+        let look_up = |parent: u64, name: &str| {
+            let name = fields![name];
+            let request = fields![40 + name.len() as u32, 1u32, 2u64, parent, 0u32, 0u32, 0u32, 0u32, &name[..]];
+            u64_at(&server.answer(&request).unwrap(), 16)
+        };
+        let mut nodes = vec![look_up(1, "a"), look_up(1, "d"), look_up(1, "link")];
+        nodes.push(look_up(nodes[1], "f"));
+        for mut request in requests {
+            known(&mut request, &nodes);
             let code = request[4];
             let answer = server.answer(&request);
             prop_assert!(answer.is_some() || matches!(code, 2 | 36 | 42), "{code} has no answer");
@@ -41,7 +61,8 @@ proptest! {
             }
         }
         // Whatever it was, it was in the root.
-        prop_assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+        prop_assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 2);
+        prop_assert_eq!(fs::read(outside.path().join("secret")).unwrap(), b"secret");
     }
 }
 

@@ -10,6 +10,7 @@ use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
     process::geteuid,
 };
+use sandboxvm_share::{Owner, Root, Server, Settings};
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
@@ -95,6 +96,12 @@ fn mounts_below_the_root_are_not_followed() {
             // The attack works for a process that has the mounts of the host.
             assert_eq!(fs::read(below.join("secret")).unwrap(), b"secret");
             assert_eq!(guest.walk("below/secret").unwrap_err(), ENOENT);
+            // Its mounts are one protection, its lookups are another: here the server has the mounts of the host.
+            let settings = Settings { read_only: false, owner: Owner { uid: 0, gid: 0 } };
+            let server = Server::new(Root::open(root.path()).unwrap(), settings);
+            let request = fields![46u32, 1u32, 2u64, ROOT, 0u32, 0u32, 0u32, 0u32, "below"];
+            let error = u64_at(&server.answer(&request).unwrap(), 0) >> 32;
+            assert_eq!(error as i32, EXDEV);
             // One that comes later is not there either.
             fs::create_dir(root.path().join("later")).unwrap();
             mount("later", root.path().join("later"), "tmpfs", MountFlags::empty(), None).unwrap();

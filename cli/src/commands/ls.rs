@@ -118,6 +118,7 @@ pub(crate) mod tests {
             idle: Some(IdleRule { after: Duration::from_secs(300), then: WhenIdle::Pause }),
             ports: vec![port("127.0.0.1:8080:80", None), port("/run/x.sock:443", Some("Address in use (os error 98)"))],
             network: false,
+            shares: false,
         }
     }
 

@@ -27,9 +27,10 @@ impl Reset {
         let bundle = environment::bundle(None, None);
         let boot_timeout = SandboxSpec::default().boot_timeout;
         runtime::block_on(async {
-            progress::during("resetting", sandbox.reset(&bundle, self.snapshot.as_ref(), boot_timeout)).await?;
             // A sandbox that had ended runs again and needs a supervisor.
-            supervision::see_to(&sandbox);
+            let is_running = || supervision::see_to(&sandbox);
+            let reset = sandbox.reset(&bundle, self.snapshot.as_ref(), boot_timeout, is_running);
+            progress::during("resetting", reset).await?;
             stdio::print(&format!("{}\n", self.sandbox))?;
             Ok(0)
         })

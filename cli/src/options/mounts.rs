@@ -113,7 +113,8 @@ fn volume(given: &OsStr) -> Result<MountSpec, String> {
     Ok(MountSpec { at, source })
 }
 
-/// Returns the absolute path of a directory of the host. Symbolic links are not resolved.
+/// Returns the absolute path of a directory of the host, with its symbolic links resolved: links that appear
+/// later must not change what the sandbox has. The manager reports what does not exist.
 fn absolute(source: &str) -> Result<PathBuf, String> {
     let path = match source.strip_prefix('~') {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => {
@@ -123,7 +124,7 @@ fn absolute(source: &str) -> Result<PathBuf, String> {
         Some(_) => return Err("home directories of other users are not known: write their path".to_owned()),
         None => PathBuf::from(source),
     };
-    std::path::absolute(path).map_err(|error| error.to_string())
+    path.canonicalize().or_else(|_| std::path::absolute(path)).map_err(|error| error.to_string())
 }
 
 /// Parses `PATH[:OPTIONS]`.
@@ -169,7 +170,7 @@ mod tests {
         assert!(matches!(one("cache:/x:ro").source, MountSource::Volume { read_only: true, .. }));
         assert!(matches!(one("cache:/x:ro,rw").source, MountSource::Volume { read_only: false, .. }));
         let here = env::current_dir().unwrap();
-        let home = PathBuf::from(env::var_os("HOME").unwrap());
+        let home = PathBuf::from(env::var_os("HOME").unwrap()).canonicalize().unwrap();
         for (given, expected) in [
             (".:/data", here.clone()),
             ("./my data:/data", here.join("my data")),
@@ -180,6 +181,19 @@ mod tests {
             let MountSource::HostDirectory { path, .. } = one(given).source else { panic!("{given}") };
             assert_eq!(path, expected, "{given}");
         }
+    }
+
+    #[test]
+    fn links_to_directories_of_the_host_are_resolved_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir(&real).unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        let MountSource::HostDirectory { path, .. } = one(&format!("{}:/data", link.display())).source else {
+            panic!("not a directory of the host")
+        };
+        assert_eq!(path, real);
     }
 
     #[test]

@@ -102,12 +102,9 @@ fn unkept(sandbox: &impl Display, state: &State, supervision: Option<&Supervisio
         (supervision.idle.is_some(), "--idle"),
         (!supervision.ports.is_empty(), "published ports"),
         (supervision.network, "network"),
+        (supervision.shares, "live shares"),
     ];
-    let mut rules: Vec<&str> = rules.into_iter().filter(|(is_set, _)| *is_set).map(|(_, rule)| rule).collect();
-    if rules.is_empty() {
-        // The only other reason for a supervisor.
-        rules.push("live shares");
-    }
+    let rules: Vec<&str> = rules.into_iter().filter(|(is_set, _)| *is_set).map(|(_, rule)| rule).collect();
     Some(format!(
         "warning: sandbox {sandbox} is unsupervised, and its {} have no effect; the next command that uses it starts a supervisor",
         rules.join(" and ")
@@ -175,6 +172,9 @@ mod tests {
             "{message}"
         );
         assert_eq!(unkept(&killed, State::Dead), None);
+        let shares = SupervisionStatus { network: true, shares: true, ..killed };
+        let message = unkept(&shares, State::Running).unwrap();
+        assert!(message.contains("published ports and network and live shares have no effect"), "{message}");
         assert_eq!(super::unkept(&"demo", &State::Running, None), None);
     }
 

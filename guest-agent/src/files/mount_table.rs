@@ -58,7 +58,7 @@ pub(super) fn mount_all(table: &MountTable) -> Result<FileReply, Trouble> {
 }
 
 /// Waits until no other request mounts anything.
-fn lock() -> Result<OwnedFd, Errno> {
+pub(super) fn lock() -> Result<OwnedFd, Errno> {
     let disk = open(LOCK, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     flock(&disk, FlockOperation::LockExclusive)?;
     Ok(disk)

@@ -1,7 +1,7 @@
 //! Mounts a live share, and makes the process that mounted it the one that relays it.
 
 use super::failure::{Trouble, failure, refused};
-use super::mount_table::{path_of, refuse_reserved};
+use super::mount_table::{lock, path_of, refuse_reserved};
 use super::mounts::is_mounted;
 use crate::share::{Endpoints, Relay, listen};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdir, open, statat};
@@ -23,6 +23,8 @@ pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble
         return Err(failure(FileErrorKind::PermissionDenied, None, message));
     }
     let at = request.at.as_bytes();
+    // Of two requests at the same time, the second finds the share mounted.
+    let _lock = lock().map_err(|errno| refused("lock the list of mounts", at, errno))?;
     if !at.starts_with(b"/") || at == b"/" {
         let message = "the path of a share must be absolute, and not that of the root".to_owned();
         return Err(failure(FileErrorKind::BadRequest, None, message));
@@ -36,7 +38,6 @@ pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble
     let path = open(at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).and_then(|below| path_of(&below));
     let path = path.map_err(|errno| refused("find the mount point of a share", at, errno))?;
     refuse_reserved(&path, at)?;
-    // First, so that of two requests at the same time only one mounts.
     let listener = listen(request.number.port()).map_err(|errno| refused("listen for a share", at, errno))?;
     let device = open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| refused("open /dev/fuse, which the kernel of an old machine lacks", at, errno))?;

@@ -223,7 +223,9 @@ impl Composition<'_> {
 
 impl Sandbox {
     /// Resets memory, disk and processes: to `snapshot`, or without one to where the sandbox
-    /// started. A sandbox that does not run is started again. Open connections are closed.
+    /// started. A sandbox that does not run is started again. Open connections are closed. Calls
+    /// `is_running` before the guest mounts anything: the caller must start a supervisor then, without
+    /// which nothing can be mounted in a live share.
     ///
     /// # Errors
     /// Every [`ResetError`].
@@ -232,9 +234,11 @@ impl Sandbox {
         bundle: &Bundle,
         snapshot: Option<&SandboxName>,
         boot_timeout: Duration,
+        is_running: impl FnOnce() + Send,
     ) -> Result<ResetDone, ResetError> {
         let to = snapshot.map_or(Place::Beginning, Place::Snapshot);
-        self.put_back(bundle, to, boot_timeout, Parked::Refused, Box::new(|| ())).await
+        let host_is_done = Box::new(|| ());
+        self.put_back(bundle, to, boot_timeout, Parked::Refused, host_is_done, Box::new(is_running)).await
     }
 
     /// Resumes a sandbox that is paused to disk (see [`Self::park`]) from the snapshot that was
@@ -251,7 +255,8 @@ impl Sandbox {
         boot_timeout: Duration,
         host_is_done: impl FnOnce() + Send,
     ) -> Result<ResetDone, ResetError> {
-        self.put_back(bundle, Place::Snapshot(snapshot), boot_timeout, Parked::Allowed, Box::new(host_is_done)).await
+        let (to, host_is_done) = (Place::Snapshot(snapshot), Box::new(host_is_done));
+        self.put_back(bundle, to, boot_timeout, Parked::Allowed, host_is_done, Box::new(|| ())).await
     }
 
     /// Boots a sandbox that is paused to disk from its own disk, as it was left: memory and
@@ -265,7 +270,8 @@ impl Sandbox {
         boot_timeout: Duration,
         host_is_done: impl FnOnce() + Send,
     ) -> Result<ResetDone, ResetError> {
-        self.put_back(bundle, Place::OwnDisk, boot_timeout, Parked::Allowed, Box::new(host_is_done)).await
+        let (to, host_is_done) = (Place::OwnDisk, Box::new(host_is_done));
+        self.put_back(bundle, to, boot_timeout, Parked::Allowed, host_is_done, Box::new(|| ())).await
     }
 
     fn put_back<'a>(
@@ -275,6 +281,7 @@ impl Sandbox {
         boot_timeout: Duration,
         parked: Parked,
         host_is_done: Box<dyn FnOnce() + Send + 'a>,
+        is_running: Box<dyn FnOnce() + Send + 'a>,
     ) -> BoxFuture<'a, Result<ResetDone, ResetError>> {
         Box::pin(async move {
             let snapshot = match to {
@@ -346,6 +353,7 @@ impl Sandbox {
             drop(composition);
             let _in_use = change.end();
             only_the_guest();
+            is_running();
             let is_restored = !matches!(to, Place::OwnDisk) && (snapshot.is_some() || began_from.is_some());
             let restored_within = host::restored_agent_answers_within().min(boot_timeout);
             let within = if is_restored { restored_within } else { boot_timeout };

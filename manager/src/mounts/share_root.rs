@@ -2,7 +2,7 @@
 
 use crate::home::layout::Home;
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, fstat, open, readlinkat},
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2, readlinkat},
     io::Errno,
 };
 use std::{
@@ -25,6 +25,9 @@ pub enum ShareRootError {
         /// The system's error.
         source: Errno,
     },
+    /// A user who can put a link in the path would choose what is shared.
+    #[error("cannot share {}: there is a symbolic link in its path", .0.display())]
+    Link(PathBuf),
     /// It is neither a directory nor a regular file.
     #[error("cannot share {}: it is neither a directory nor a regular file", .0.display())]
     Kind(PathBuf),
@@ -49,10 +52,15 @@ pub(crate) struct ShareRoot {
 }
 
 impl ShareRoot {
-    /// Opens `path`, which is the user's: links in it are followed.
+    /// Opens `path`, in which no link is followed: it is opened again at each start, and others than the user of
+    /// the sandbox may be able to make a link since its creation.
     pub(crate) fn open(home: &Home, path: &Path) -> Result<Self, ShareRootError> {
         let failed = |source| ShareRootError::Open { path: path.to_owned(), source };
-        let file = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+        let (flags, resolve) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_SYMLINKS);
+        let file = openat2(CWD, path, flags, Mode::empty(), resolve).map_err(|errno| match errno {
+            Errno::LOOP => ShareRootError::Link(path.to_owned()),
+            errno => failed(errno),
+        })?;
         let kind = FileType::from_raw_mode(fstat(&file).map_err(failed)?.st_mode);
         if !matches!(kind, FileType::Directory | FileType::RegularFile) {
             return Err(ShareRootError::Kind(path.to_owned()));
@@ -81,21 +89,35 @@ mod tests {
     use std::{fs, os::unix::fs::symlink};
 
     #[test]
-    fn homes_roots_and_what_contains_them_are_refused_also_behind_links() {
-        let directory = tempfile::tempdir().unwrap();
+    fn homes_roots_and_what_contains_them_are_refused() {
+        let directory = tempfile::tempdir_in(std::env::temp_dir().canonicalize().unwrap()).unwrap();
         let home = Home::open(&directory.path().join("state/home")).unwrap();
         let of = |path: &str| ShareRoot::open(&home, &directory.path().join(path));
         fs::create_dir(directory.path().join("data")).unwrap();
         fs::write(directory.path().join("file"), "x").unwrap();
-        symlink(directory.path().join("state"), directory.path().join("link")).unwrap();
-        symlink("/", directory.path().join("root")).unwrap();
         assert!(of("data").unwrap().is_directory);
         assert!(!of("file").unwrap().is_directory);
-        for path in [".", "state", "state/home", "state/home/sandboxes", "link", "link/home/volumes", "data/../state"] {
+        for path in [".", "state", "state/home", "state/home/sandboxes", "data/../state"] {
             assert!(matches!(of(path), Err(ShareRootError::Home { .. })), "{path}");
         }
-        assert!(matches!(of("root"), Err(ShareRootError::Root(_))));
+        assert!(matches!(of("/"), Err(ShareRootError::Root(_))));
         assert!(matches!(of("missing"), Err(ShareRootError::Open { .. })));
         assert!(matches!(ShareRoot::open(&home, Path::new("/dev/null")), Err(ShareRootError::Kind(_))));
+    }
+
+    /// Root shares a directory of a user, who puts a link in its place before it is opened again.
+    #[test]
+    fn links_that_take_the_place_of_a_directory_are_not_followed() {
+        let directory = tempfile::tempdir_in(std::env::temp_dir().canonicalize().unwrap()).unwrap();
+        let home = Home::open(&directory.path().join("home")).unwrap();
+        let shared = directory.path().join("user/shared");
+        fs::create_dir_all(shared.join("below")).unwrap();
+        assert!(ShareRoot::open(&home, &shared).is_ok());
+        fs::rename(&shared, directory.path().join("user/moved")).unwrap();
+        symlink("/etc", &shared).unwrap();
+        // The attack works on an open(2) without flags.
+        assert!(open(&shared, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).is_ok());
+        assert!(matches!(ShareRoot::open(&home, &shared), Err(ShareRootError::Link(_))));
+        assert!(matches!(ShareRoot::open(&home, &shared.join("ssl")), Err(ShareRootError::Link(_))));
     }
 }

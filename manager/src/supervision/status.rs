@@ -30,6 +30,8 @@ pub struct SupervisionStatus {
     pub ports: Vec<PublishedPort>,
     /// True if the sandbox has a network. What it may reach is in a separate record.
     pub network: bool,
+    /// True if the sandbox has live shares.
+    pub shares: bool,
 }
 
 impl Sandbox {
@@ -50,6 +52,7 @@ impl Sandbox {
             ttl_left_ms: left.map(|left| u64::try_from(left).unwrap_or(u64::MAX)),
             idle: supervision.idle,
             network: supervision.network.is_some(),
+            shares: supervision.shares,
             ports: supervision.ports.into_iter().map(|port| port.shown).collect(),
         }))
     }

@@ -180,6 +180,10 @@ async fn reset(scope: &Scope, arguments: ResetArguments) -> Result<ResetShown, C
     let sandbox = scope.find(&arguments.sandbox)?;
     let snapshot = arguments.snapshot.as_deref().map(|name| scope.snapshot(name)).transpose()?;
     let within = SandboxSpec::default().boot_timeout;
-    let done = sandbox.reset(&scope.settings().bundle, snapshot.as_ref(), within).await?;
+    let is_running = || {
+        // As before a call of any tool: what fails has no effect on the reset.
+        let _ = sandbox.ensure_supervised(&scope.settings().supervisor);
+    };
+    let done = sandbox.reset(&scope.settings().bundle, snapshot.as_ref(), within, is_running).await?;
     Ok(ResetShown { reset: sandbox.id().to_string(), in_place: matches!(done, ResetDone::InPlace(_)) })
 }

@@ -80,7 +80,7 @@ impl Server {
             return Err(Errno::PERM);
         }
         let directory = self.directory(parent)?;
-        let place = self.nodes().place(of)?;
+        let place = self.place(of)?;
         let old = Name::new(&place.name)?;
         let stat = root::describe(&place.parent, old).map_err(stale_if_gone)?;
         if Identity::from(&stat) != place.identity {
@@ -102,6 +102,7 @@ impl Server {
     pub(super) fn read_directory(&self, node: u64, handle: u64, offset: u64, size: usize, plus: bool) -> Outcome {
         let Handle::Directory(directory) = self.handles().get(handle)? else { return Err(Errno::NOTDIR) };
         let directory = directory.lock().unwrap_or_else(PoisonError::into_inner);
+        root::expect_inside(&*directory)?;
         // A node and a handle that do not belong together would give entries the wrong places.
         if plus && self.identity_of(&*directory)? != self.nodes().identity(node)? {
             return Err(Errno::INVAL);

@@ -77,7 +77,7 @@ impl Server {
         }
         // Also for links, and for files that cannot be opened. At worst this is about another file of the
         // share, which has taken the name meanwhile.
-        let place = self.nodes().place(node)?;
+        let place = self.place(node)?;
         utimensat(&place.parent, &*place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
     }
 

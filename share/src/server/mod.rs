@@ -9,7 +9,7 @@ mod xattrs;
 use crate::{
     handles::Handles,
     limits::Limits,
-    nodes::{Nodes, ROOT},
+    nodes::{Nodes, Place, ROOT},
     protocol::{Attributes, Entry, Name, Operation, Refusal, Reply, constants, error, parse},
     root::{self, Identity, Root, kind},
 };
@@ -21,7 +21,7 @@ use rustix::{
 };
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// Permissions that a guest can set, and sees.
@@ -170,9 +170,18 @@ impl Server {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the directory of a request.
-    fn directory(&self, node: u64) -> Result<std::sync::Arc<OwnedFd>, Errno> {
-        self.nodes().file(node)
+    /// Returns the directory of a request, which must be in the root.
+    fn directory(&self, node: u64) -> Result<Arc<OwnedFd>, Errno> {
+        let directory = self.nodes().file(node)?;
+        root::expect_inside(&*directory)?;
+        Ok(directory)
+    }
+
+    /// Returns where a node is, whose directory must be in the root.
+    fn place(&self, node: u64) -> Result<Place, Errno> {
+        let place = self.nodes().place(node)?;
+        root::expect_inside(&*place.parent)?;
+        Ok(place)
     }
 
     fn look_up(&self, parent: u64, name: Name<'_>) -> Result<Entry, Errno> {
@@ -198,7 +207,7 @@ impl Server {
                 self.root.reopen(flags)
             };
         }
-        let place = self.nodes().place(node)?;
+        let place = self.place(node)?;
         root::open(&place.parent, &place.name, flags, place.identity).map_err(stale_if_gone)
     }
 
@@ -271,4 +280,28 @@ fn random() -> u32 {
     // Before the host's generator is ready, at its boot, a number would be less random, which is harmless.
     let _ = getrandom(&mut bytes, GetRandomFlags::NONBLOCK);
     u32::from_ne_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_beyond_the_limit_are_refused_until_others_are_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        for file in 0..9 {
+            std::fs::write(directory.path().join(file.to_string()), "").unwrap();
+        }
+        let settings = Settings { read_only: false, owner: Owner { uid: 0, gid: 0 } };
+        let limits = Limits { nodes: 8, open_nodes: 4, handles: 4 };
+        let server = Server::with_limits(Root::open(directory.path()).unwrap(), settings, limits);
+        let look_up = |file: usize| server.look_up(ROOT, Name::new(file.to_string().as_bytes()).unwrap());
+        let nodes: Vec<u64> = (0..8).map(|file| look_up(file).unwrap().node).collect();
+        assert_eq!(look_up(8).map(|entry| entry.node), Err(Errno::NFILE));
+        // One that the guest refers to is none more.
+        assert_eq!(look_up(3).map(|entry| entry.node), Ok(nodes[3]));
+        server.nodes().forget(nodes[0], 1);
+        assert!(look_up(8).is_ok());
+        assert_eq!(look_up(0).map(|entry| entry.node), Err(Errno::NFILE));
+    }
 }

@@ -183,12 +183,12 @@ fn a_ready_snapshot_takes_any_files_and_copies_keep_theirs() {
         assert!(matches!(manager.create(bundle, &spec).await, Err(CreateError::Workspace(_))));
 
         // A reset keeps the files of the workspace, and loses its changes.
-        let done = second.reset(bundle, None, library.spec.boot_timeout).await.expect("it is reset");
+        let done = second.reset(bundle, None, library.spec.boot_timeout, || ()).await.expect("it is reset");
         assert!(matches!(done, ResetDone::InPlace(_)));
         assert_eq!(run(&second, &cat).await, "second\n");
-        second.reset(bundle, Some(&kept), library.spec.boot_timeout).await.expect("it has this workspace");
+        second.reset(bundle, Some(&kept), library.spec.boot_timeout, || ()).await.expect("it has this workspace");
         assert_eq!(run(&second, &cat).await, "changed\nsecond\n");
-        let refused = first.reset(bundle, Some(&kept), library.spec.boot_timeout).await.unwrap_err().to_string();
+        let refused = first.reset(bundle, Some(&kept), library.spec.boot_timeout, || ()).await.unwrap_err().to_string();
         assert!(refused.contains("do not have the same workspace"), "{refused}");
         assert_eq!(run(&first, &cat).await, "first\n");
         for sandbox in [first, second, restored] {

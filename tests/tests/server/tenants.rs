@@ -134,6 +134,11 @@ impl Arsenal {
         let [frozen, paused, busy, logger] = [(); 4].map(|()| server.create(&base));
         let serving = Envd::of(server, &busy).run(&format!("setsid perl -e '{SERVER}' >/dev/null 2>&1 </dev/null &"));
         assert_eq!(serving.code, 0, "{serving:?}");
+        // It listens (state 0A) on port 8000 (1F40) soon.
+        let listens =
+            "for i in $(seq 200); do grep -q ':1F40 00000000:0000 0A' /proc/net/tcp && exit; sleep 0.1; done; exit 1";
+        let listening = Envd::of(server, &busy).run(listens);
+        assert_eq!(listening.code, 0, "{listening:?}");
         freeze(home, &[text(&frozen, "sandboxID"), text(&paused, "sandboxID")]);
         let path = |of: &Value, what: &str| format!("/sandboxes/{}/{what}", text(of, "sandboxID"));
         let _ = server.ask("POST", &path(&paused, "pause"), None).expect(204);

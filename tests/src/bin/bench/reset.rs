@@ -18,7 +18,7 @@ pub fn run(arguments: &Runs) {
             eprintln!("bench: reset {run} of {}", arguments.runs);
             exec(started.sandbox(), &["true"]).await;
             let begun = Instant::now();
-            let done = started.sandbox().reset(&rig.bundle, None, Duration::from_secs(300)).await;
+            let done = started.sandbox().reset(&rig.bundle, None, Duration::from_secs(300), || ()).await;
             wholes.push(begun.elapsed().as_secs_f64() * 1e3);
             match done.unwrap_or_else(|error| panic!("reset: {error}")) {
                 ResetDone::InPlace(report) => pauses.push(micros(Duration::from_nanos(report.pause_ns))),

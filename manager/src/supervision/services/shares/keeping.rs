@@ -20,8 +20,9 @@ const CONNECTED_WITHIN: Duration = Duration::from_secs(5);
 /// Delay before a process that failed is replaced. It doubles.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
-/// A process that worked for this long is replaced after the first delay again.
-const WORKED_FOR: Duration = Duration::from_secs(10);
+/// A process that worked for this long is replaced after the first delay again. Short, since each reset of the
+/// machine ends it as well.
+const WORKED_FOR: Duration = Duration::from_secs(1);
 
 /// One share.
 pub(super) struct Keeping {

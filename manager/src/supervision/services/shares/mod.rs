@@ -1,14 +1,14 @@
 //! Serves the live shares of a sandbox: keeps a process for each of them, and gives it connections to the
 //! guest. May not read a byte of such a connection, or open anything in a share.
 //!
-//! When a process ends, what the guest waits for fails, and another process serves the mount. If a directory
-//! cannot be opened, the service does not start, and no share of the sandbox is served.
+//! When a process ends, what the guest waits for fails, and another process serves the mount. A directory that
+//! cannot be opened is not served, and the log says so; the other shares and services are not affected.
 
 mod keeping;
 
 use crate::{
     home::directory::SandboxDirectory,
-    mounts::share_root::{ShareRoot, ShareRootError},
+    mounts::share_root::ShareRoot,
     supervision::{
         SuperviseError,
         file::Supervision,
@@ -35,9 +35,6 @@ pub enum ShareFailure {
         /// The system's error.
         source: io::Error,
     },
-    /// The directory cannot be shared.
-    #[error(transparent)]
-    Root(#[from] ShareRootError),
 }
 
 /// The service of the shares.
@@ -57,11 +54,18 @@ impl Shares {
             return Err(ShareFailure::Program { program, source }.into());
         }
         for share in context.sandbox.record.mounts.shares() {
+            let root = match ShareRoot::open(home, share.path) {
+                Ok(root) => root,
+                Err(error) => {
+                    context.log.note(format_args!("the share at {} is not served: {error}", share.at));
+                    continue;
+                }
+            };
             let keeping = Keeping {
                 directory: SandboxDirectory::open(context.directory.path().to_owned())?,
                 program: program.clone(),
                 log: Log::open(&context.directory)?,
-                root: ShareRoot::open(home, share.path).map_err(ShareFailure::from)?,
+                root,
                 number: share.number,
                 at: share.at.to_string(),
                 argument: keeping::argument(&share),
