@@ -33,11 +33,7 @@ pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble
     if is_mounted(&format!(" - fuse {source} ")).map_err(|errno| refused("read the list of mounts", at, errno))? {
         return Ok(None);
     }
-    make_mount_point(at, request.is_directory)
-        .map_err(|errno| refused("make the mount point of a share", at, errno))?;
-    let path = open(at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).and_then(|below| path_of(&below));
-    let path = path.map_err(|errno| refused("find the mount point of a share", at, errno))?;
-    refuse_reserved(&path, at)?;
+    let path = mount_point(at, request.is_directory)?;
     let listener = listen(request.number.port()).map_err(|errno| refused("listen for a share", at, errno))?;
     let device = open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| refused("open /dev/fuse, which the kernel of an old machine lacks", at, errno))?;
@@ -51,6 +47,15 @@ pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble
     mount(source, path.as_slice(), "fuse", flags, options.as_c_str())
         .map_err(|errno| refused("mount a share", at, errno))?;
     Ok(Some(Relay::new(Endpoints { device, listener })))
+}
+
+/// Returns the path of what the share is mounted on, without links. Creates it if it is missing.
+fn mount_point(at: &[u8], is_directory: bool) -> Result<Vec<u8>, Trouble> {
+    make_mount_point(at, is_directory).map_err(|errno| refused("make the mount point of a share", at, errno))?;
+    let path = open(at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).and_then(|below| path_of(&below));
+    let path = path.map_err(|errno| refused("find the mount point of a share", at, errno))?;
+    refuse_reserved(&path, at)?;
+    Ok(path)
 }
 
 /// Creates what the share is mounted on, and missing directories above it. They belong to root.
@@ -75,20 +80,18 @@ fn make_mount_point(at: &[u8], is_directory: bool) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::agent::share::ShareNumber;
+    use std::os::unix::{ffi::OsStrExt, fs::symlink};
 
     #[test]
     fn links_do_not_lead_a_share_over_the_file_systems_of_the_machine() {
-        if !geteuid().is_root() {
-            return;
-        }
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("link");
-        std::os::unix::fs::symlink("/proc/self/fdinfo", &link).unwrap();
-        let at = link.to_str().unwrap().as_bytes().to_vec().try_into().unwrap();
-        let number = ShareNumber::all().next().unwrap();
-        let request = ShareMount { number, at, is_directory: true, read_only: true };
-        let Err(Trouble::Failed(failure)) = mount_share(&request) else { panic!("it is mounted") };
+        symlink("/proc/self/fdinfo", &link).unwrap();
+        let Err(Trouble::Failed(failure)) = mount_point(link.as_os_str().as_bytes(), true) else {
+            panic!("it is taken")
+        };
         assert_eq!(failure.kind, FileErrorKind::BadRequest, "{}", failure.message);
+        let free = dir.path().join("free");
+        assert_eq!(mount_point(free.as_os_str().as_bytes(), true).ok(), Some(free.as_os_str().as_bytes().to_vec()));
     }
 }
