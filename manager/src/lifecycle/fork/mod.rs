@@ -13,7 +13,7 @@ use crate::{
     audit::Event,
     create::{parts::Parts, staged::Staged},
     guest::identity,
-    home::{host, ids::new_id},
+    home::{directory::SandboxDirectory, host, ids::new_id},
     limits::admission::{self, Request},
     mounts,
     record::SandboxRecord,
@@ -26,7 +26,9 @@ use crate::{
     vmm::{
         control::{ControlClient, ControlError},
         descriptors::LaunchFiles,
+        end,
         group::{self, Group},
+        lock,
         wire::WireError,
     },
     workspace,
@@ -44,7 +46,7 @@ use std::{
     thread,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Limit for one request to fork. A VMM needs about a millisecond for each child; the limit allows
 /// for a host that swaps.
@@ -182,8 +184,11 @@ impl Sandbox {
             children: children.iter().zip(&handed).map(|(child, files)| files.request(child, &mut sent)).collect(),
         });
         children.iter_mut().for_each(|child| child.is_asked_for = true);
-        let reply = running.control.request_with(request, &sent, FORKED_WITHIN).await?;
-        children.iter_mut().for_each(|child| child.is_asked_for = false);
+        let reply = running.control.request_with(request, &sent, FORKED_WITHIN).await;
+        // A VMM that has ended, as by the removal of this sandbox, makes no child any more.
+        let is_decided = reply.is_ok() || has_ended(&self.directory).await;
+        children.iter_mut().for_each(|child| child.is_asked_for = !is_decided);
+        let reply = reply?;
         // This also closes our copies of the locks: from here on only the children hold them.
         drop(handed);
         match reply {
@@ -252,6 +257,20 @@ impl Sandbox {
         };
         Ok((child, ChildFiles { parts, top, launcher: theirs }))
     }
+}
+
+/// Returns true if the VMM of a directory releases its lock soon, or the directory is gone.
+async fn has_ended(directory: &SandboxDirectory) -> bool {
+    let released = async {
+        loop {
+            match lock::try_exclude_vmm(directory) {
+                Ok(Some(_)) => return true,
+                Ok(None) => sleep(end::POLL).await,
+                Err(_) => return false,
+            }
+        }
+    };
+    timeout(end::NOTICE_WITHIN, released).await.unwrap_or(false)
 }
 
 /// Number of children that are started at the same time: enough to keep the CPUs busy. With more,
