@@ -9,7 +9,7 @@ use sandboxvm_workspace::{CommitsError, Gathered, branches, gather};
 use std::{
     fs,
     io::Write,
-    os::unix::fs::{PermissionsExt, chown, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -192,7 +192,6 @@ fn git_runs_as_the_owner_of_the_repository() {
     assert_eq!(git(&project, &["rev-parse", "sandboxvm/demo/main"]), main);
     assert_eq!(fs::read_to_string(&mark).unwrap(), "", "no hook runs");
     let fetched = fs::metadata(project.join(".git/refs/remotes/sandboxvm/demo/main")).unwrap();
-    use std::os::unix::fs::MetadataExt;
     assert_eq!((fetched.uid(), fetched.gid()), (4242, 4242));
 }
 
@@ -219,7 +218,7 @@ fn the_owner_of_a_repository_leads_no_write_of_root_elsewhere() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let Some((project, sandbox)) = project(directory.path()) else { return };
-    let _ = Command::new("chown").args(["-R", "4242:4242"]).arg(&project).status().unwrap();
+    let _ = Command::new("chown").args(["-R", "4343:4343"]).arg(&project).status().unwrap();
     commit(&sandbox.overlay.root, "a", "three");
     let review = sandbox.review();
     // A file of root, and a user who puts links to it wherever a repository has files.
@@ -227,15 +226,14 @@ fn the_owner_of_a_repository_leads_no_write_of_root_elsewhere() {
     fs::write(&victim, "root's").unwrap();
     fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
     let (is_over, links) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let before: Vec<_> = quarantines();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                for place in quarantines().iter().filter(|place| !before.contains(place)) {
+                for place in quarantines_of(4343) {
                     let info = place.join("repository/objects/info");
                     if fs::create_dir_all(&info).is_ok() && symlink(&victim, info.join("alternates")).is_ok() {
                         links.fetch_add(1, Ordering::Relaxed);
-                        let _ = Command::new("chown").args(["-Rh", "4242:4242"]).arg(place.join("repository")).status();
+                        let _ = Command::new("chown").args(["-Rh", "4343:4343"]).arg(place.join("repository")).status();
                     }
                 }
             }
@@ -249,12 +247,11 @@ fn the_owner_of_a_repository_leads_no_write_of_root_elsewhere() {
     assert_eq!(fs::metadata(&victim).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
-/// The temporary repositories that exist.
-fn quarantines() -> Vec<PathBuf> {
+/// The temporary repositories of a user. Those of other tests belong to others.
+fn quarantines_of(user: u32) -> Vec<PathBuf> {
     let all = fs::read_dir(std::env::temp_dir()).unwrap().flatten();
-    all.filter(|entry| entry.file_name().to_string_lossy().starts_with("sandboxvm-commits-"))
-        .map(|entry| entry.path())
-        .collect()
+    let all = all.filter(|entry| entry.file_name().to_string_lossy().starts_with("sandboxvm-commits-"));
+    all.filter(|entry| entry.metadata().is_ok_and(|about| about.uid() == user)).map(|entry| entry.path()).collect()
 }
 
 #[test]

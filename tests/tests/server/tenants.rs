@@ -251,7 +251,9 @@ fn are_in_force(attacks: &[Attack]) -> bool {
     all(&[BODIES, UNANSWERED, UPGRADED, "snapshots"], |seen| seen.refused() > 0)
         && all(&["output that is not read", UPGRADED], |seen| seen.served() > 0)
         && all(&["wrong tokens", "wrong keys", "health without a token"], |seen| seen.failed() > 0)
-        && all(&["floods of output", FLOODS], |seen| seen.bytes() > 0)
+        && all(&["floods of output"], |seen| seen.bytes() > 0)
+        // The connections of this sandbox share its places: a flood may wait for its turn.
+        && all(&[FLOODS], |seen| seen.bytes() > 0 || seen.held() > 0)
         && all(
             &["starts of silent guests", "resumes of a silent guest", "heads that drip", "bodies that drip"],
             |seen| seen.held() > 0,
