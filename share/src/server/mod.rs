@@ -298,7 +298,7 @@ mod tests {
         let look_up = |file: usize| server.look_up(ROOT, Name::new(file.to_string().as_bytes()).unwrap());
         let nodes: Vec<u64> = (0..8).map(|file| look_up(file).unwrap().node).collect();
         assert_eq!(look_up(8).map(|entry| entry.node), Err(Errno::NFILE));
-        // One that the guest refers to is none more.
+        // A file that the guest already refers to needs no new number.
         assert_eq!(look_up(3).map(|entry| entry.node), Ok(nodes[3]));
         server.nodes().forget(nodes[0], 1);
         assert!(look_up(8).is_ok());

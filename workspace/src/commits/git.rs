@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn git_is_in_a_session_of_its_own_without_a_terminal() {
+    fn git_has_a_separate_session_without_a_terminal() {
         let home = tempfile::tempdir().unwrap();
         let git = Git { user: User::Caller, home: home.path(), objects: None };
         let alias = "alias.session=!cut -d ' ' -f 6,7 /proc/self/stat";

@@ -113,7 +113,7 @@ impl Child {
     /// Waits for the child's process, which starts in the control group of its parent, and moves it
     /// into its own group before its guest runs; otherwise it would end with its parent. The kernel
     /// reports which process it is: a parent that was taken over can at most make another process
-    /// of its own end with this child.
+    /// that it started end with this child.
     pub(super) async fn enclose(&mut self, parent: &SandboxDirectory) -> Result<(), ForkError> {
         let vmm = self.channel.sender().await.map_err(ForkError::Child)?;
         let Sandbox { home: _, directory, record } = self.sandbox();
