@@ -4,6 +4,7 @@
 use super::error::CommitsError;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
     process::{Pid, Signal, kill_process_group},
 };
 use std::{
@@ -88,8 +89,8 @@ impl Git<'_> {
         let mut command = self.command(repository, arguments);
         let mut child = command.stdin(input.map_or_else(Stdio::null, Stdio::from)).spawn()?;
         let finished = finish(&mut child, Instant::now() + ENDS_WITHIN);
-        if finished.is_err() {
-            // Its session: what it started, too.
+        // Its session: what it started, too. Once it was waited for, its number may be another's.
+        if finished.is_err() && child.try_wait()?.is_none() {
             let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
             child.wait()?;
         }
@@ -151,7 +152,11 @@ fn finish(child: &mut Child, deadline: Instant) -> Result<(ExitStatus, Vec<u8>, 
                 .flatten()
                 .map(|file| PollFd::from_borrowed_fd(*file, PollFlags::IN))
                 .collect();
-            poll(&mut open, Some(&TICK)).map_err(io::Error::from)?;
+            match poll(&mut open, Some(&TICK)) {
+                // A signal, after which both are looked at again.
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(io::Error::from(errno).into()),
+            }
         }
     }
 }
@@ -160,6 +165,7 @@ fn finish(child: &mut Child, deadline: Instant) -> Result<(ExitStatus, Vec<u8>, 
 fn read_some(file: &mut Option<impl Read + AsFd>, into: &mut Vec<u8>, limit: usize) -> io::Result<bool> {
     let Some(open) = file else { return Ok(false) };
     let mut ready = [PollFd::new(open, PollFlags::IN)];
+    // It does not wait, so no signal interrupts it.
     poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
     if ready[0].revents().is_empty() {
         return Ok(false);
