@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 
 /// Runs `action` for each of `names`, also after a failure, and fails if any of them failed.
-pub(super) async fn for_each(
+pub(crate) async fn for_each(
     names: &[String],
     action: impl AsyncFn(&str) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {

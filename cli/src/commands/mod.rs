@@ -1,46 +1,16 @@
-//! The subcommands, one file each. A command owns its options and its output; the manager does the work.
+//! The subcommands, one file each, in folders named like the headings of the help. A command owns its options and its
+//! output; the manager does the work.
 
-mod apply;
-mod attach;
-mod audit;
-mod build;
-mod changes;
-mod cli_reference;
-mod commit;
-mod completion;
-mod cp;
-mod create;
-mod discard;
-mod doctor;
 mod each;
-mod events;
-mod exec;
-mod fork;
-mod guard_terminal;
-mod image;
-mod inspect;
-mod key;
-mod kill;
-mod logs;
-pub(crate) mod ls;
-mod mcp;
-mod network;
-mod pause;
-mod port;
-mod prune;
-mod ps;
-mod reset;
-mod resume;
-mod rm;
-mod run;
-mod serve;
-mod serve_front;
-mod snapshot;
-mod stats;
-mod stop;
-mod supervise;
+mod host;
+mod images;
+mod internal;
+mod processes;
+pub(crate) mod sandboxes;
+mod server;
+mod snapshots;
 mod volume;
-mod wait;
+mod workspaces;
 
 use crate::failure::Failure;
 use clap::Subcommand;
@@ -48,50 +18,50 @@ use clap::Subcommand;
 /// A subcommand.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Run(run::Run),
-    Create(create::Create),
-    Exec(exec::Exec),
-    Cp(cp::Cp),
-    Ps(ps::Ps),
-    Attach(attach::Attach),
-    Wait(wait::Wait),
-    Kill(kill::Kill),
-    Ls(ls::Ls),
-    Logs(logs::Logs),
-    Port(port::Port),
-    Network(network::Network),
-    Inspect(inspect::Inspect),
-    Events(events::Events),
-    Audit(audit::Audit),
-    Stats(stats::Stats),
-    Stop(stop::Stop),
-    Pause(pause::Pause),
-    Resume(resume::Resume),
-    Snapshot(snapshot::Snapshot),
-    Fork(fork::Fork),
-    Reset(reset::Reset),
-    Changes(changes::Changes),
-    Apply(apply::Apply),
-    Discard(discard::Discard),
+    Run(sandboxes::run::Run),
+    Create(sandboxes::create::Create),
+    Exec(processes::exec::Exec),
+    Cp(sandboxes::cp::Cp),
+    Ps(processes::ps::Ps),
+    Attach(processes::attach::Attach),
+    Wait(processes::wait::Wait),
+    Kill(processes::kill::Kill),
+    Ls(sandboxes::ls::Ls),
+    Logs(processes::logs::Logs),
+    Port(sandboxes::port::Port),
+    Network(sandboxes::network::Network),
+    Inspect(sandboxes::inspect::Inspect),
+    Events(host::events::Events),
+    Audit(host::audit::Audit),
+    Stats(sandboxes::stats::Stats),
+    Stop(sandboxes::stop::Stop),
+    Pause(sandboxes::pause::Pause),
+    Resume(sandboxes::resume::Resume),
+    Snapshot(snapshots::snapshot::Snapshot),
+    Fork(snapshots::fork::Fork),
+    Reset(snapshots::reset::Reset),
+    Changes(workspaces::changes::Changes),
+    Apply(workspaces::apply::Apply),
+    Discard(workspaces::discard::Discard),
     Volume(volume::VolumeCommand),
-    Image(image::Image),
-    Build(build::Build),
-    Commit(commit::Commit),
-    Rm(rm::Rm),
-    Prune(prune::Prune),
-    Serve(serve::Serve),
-    Key(key::Key),
-    Doctor(doctor::Doctor),
-    Mcp(mcp::Mcp),
-    Completion(completion::Completion),
+    Image(images::image::Image),
+    Build(images::build::Build),
+    Commit(images::commit::Commit),
+    Rm(sandboxes::rm::Rm),
+    Prune(host::prune::Prune),
+    Serve(server::serve::Serve),
+    Key(server::key::Key),
+    Doctor(host::doctor::Doctor),
+    Mcp(server::mcp::Mcp),
+    Completion(host::completion::Completion),
     #[command(hide = true)]
-    ServeFront(serve_front::ServeFront),
+    ServeFront(internal::serve_front::ServeFront),
     #[command(hide = true)]
-    Supervise(supervise::Supervise),
+    Supervise(internal::supervise::Supervise),
     #[command(hide = true)]
-    GuardTerminal(guard_terminal::GuardTerminal),
+    GuardTerminal(internal::guard_terminal::GuardTerminal),
     #[command(hide = true)]
-    CliReference(cli_reference::CliReference),
+    CliReference(internal::cli_reference::CliReference),
 }
 
 impl Command {

@@ -1,10 +1,11 @@
 //! `volume`: named volumes, which outlive the sandboxes that have them.
 
 use crate::{
+    commands::each::for_each,
     environment,
     failure::Failure,
     options::values::{disk, volume_name},
-    output::{json, size, table},
+    output::{age, json, size, table},
     runtime, stdio,
 };
 use clap::{Args, Subcommand};
@@ -133,7 +134,7 @@ impl Inspect {
 
 impl Rm {
     fn run(self, manager: &Manager) -> Result<u8, Failure> {
-        runtime::block_on(super::each::for_each(&self.volumes, async |name| {
+        runtime::block_on(for_each(&self.volumes, async |name| {
             manager.remove_volume(&VolumeName::try_from(name.to_owned())?)?;
             stdio::print(&format!("{name}\n"))
         }))
@@ -163,7 +164,7 @@ fn listed(volume: Volume) -> Listed {
 }
 
 fn row(volume: &Volume, now: SystemTime) -> [String; 5] {
-    let age = |time| super::ls::age(now.duration_since(time).unwrap_or_default());
+    let age = |time| age::age(now.duration_since(time).unwrap_or_default());
     let users: Vec<String> = volume.users.iter().map(VolumeUser::label).collect();
     [
         volume.name.to_string(),

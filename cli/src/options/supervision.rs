@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn rules_without_a_supervisor_are_named() {
-        let kept = crate::commands::ls::tests::example_supervision();
+        let kept = crate::commands::sandboxes::ls::tests::example_supervision();
         let unkept = |supervision: &SupervisionStatus, state| super::unkept(&"demo", &state, Some(supervision));
         assert_eq!(unkept(&kept, State::Running), None);
         let killed = SupervisionStatus { supervised: false, idle: None, ..kept };

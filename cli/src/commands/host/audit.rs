@@ -1,7 +1,7 @@
 //! `audit`: verifies audit logs.
 
 use crate::{
-    commands::events,
+    commands::host::events,
     environment,
     failure::Failure,
     output::{json, table},

@@ -3,7 +3,10 @@
 use crate::{
     environment,
     failure::Failure,
-    output::{json, table},
+    output::{
+        age::{age, in_one_unit},
+        json, table,
+    },
     stdio,
 };
 use clap::{Args, Subcommand};
@@ -106,14 +109,8 @@ impl Key {
                 let rows = keys.list()?.into_iter().map(|key| {
                     let made = SystemTime::UNIX_EPOCH + Duration::from_secs(key.created_at);
                     let may = if key.limits.read_only { "look" } else { "all" };
-                    let age = super::ls::age(now.duration_since(made).unwrap_or_default());
-                    let expires = key.expires_at.map_or_else(
-                        || "never".to_owned(),
-                        |at| match (SystemTime::UNIX_EPOCH + Duration::from_secs(at)).duration_since(now) {
-                            Ok(left) if !left.is_zero() => format!("in {}", super::ls::age(left)),
-                            _ => "expired".to_owned(),
-                        },
-                    );
+                    let age = age(now.duration_since(made).unwrap_or_default());
+                    let expires = expiry(key.expires_at, now);
                     [key.id, key.name, key.hint, may.to_owned(), age, expires]
                 });
                 stdio::print(&table::render(["ID", "NAME", "KEY", "MAY", "CREATED", "EXPIRES"], rows))?;
@@ -122,5 +119,28 @@ impl Key {
             Action::Rm { id } => keys.remove(&id)?,
         }
         Ok(0)
+    }
+}
+
+/// Says when a key expires, given in seconds since 1970.
+fn expiry(expires_at: Option<u64>, now: SystemTime) -> String {
+    let Some(at) = expires_at else { return "never".to_owned() };
+    match (SystemTime::UNIX_EPOCH + Duration::from_secs(at)).duration_since(now) {
+        Ok(left) if !left.is_zero() => format!("in {}", in_one_unit(left)),
+        _ => "expired".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_says_in_how_much_time_it_expires() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        assert_eq!(expiry(None, now), "never");
+        assert_eq!(expiry(Some(1000 + 7200), now), "in 2 hours");
+        assert_eq!(expiry(Some(1000), now), "expired");
+        assert_eq!(expiry(Some(0), now), "expired");
     }
 }

@@ -1,10 +1,9 @@
 //! `ps`: lists the processes that run and exec started in a sandbox.
 
-use super::ls::age;
 use crate::{
     failure::Failure,
     options::supervision,
-    output::{json, table},
+    output::{age::age, json, table},
     runtime, stdio,
 };
 use clap::Args;

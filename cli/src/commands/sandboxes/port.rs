@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn lines_match_docker_and_json_is_pinned() {
-        let ports = super::super::ls::tests::example_supervision().ports;
+        let ports = crate::commands::sandboxes::ls::tests::example_supervision().ports;
         assert_golden("port.json", &json::pretty(&ports).unwrap());
         let lines: Vec<String> = ports.iter().map(line).collect();
         let problem = "443/tcp -> /run/x.sock (not listening: Address in use (os error 98))\n";

@@ -1,7 +1,7 @@
 //! `network log`: shows what a sandbox used and was refused, and what would allow it.
 
 use crate::{
-    commands::events::{self, Reader},
+    commands::host::events::{self, Reader},
     environment,
     failure::Failure,
     stdio,

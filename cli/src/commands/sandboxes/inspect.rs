@@ -64,7 +64,7 @@ impl Inspect {
 mod tests {
     use super::*;
     use crate::{
-        commands::{
+        commands::sandboxes::{
             ls::tests::example_supervision,
             network::show::tests::{example_network, with_plain_proxy},
         },

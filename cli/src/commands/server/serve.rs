@@ -1,6 +1,7 @@
 //! `serve`: runs the server for E2B's client libraries.
 
 use crate::{
+    commands::host::doctor,
     environment,
     failure::Failure,
     options::supervision,
@@ -78,7 +79,7 @@ pub(crate) struct Serve {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum LogFormat {
+pub(crate) enum LogFormat {
     Text,
     Json,
 }
@@ -226,7 +227,7 @@ fn is_for_the_front(name: &str, exports: bool) -> bool {
 /// Returns what weakens the isolation between guests on this host, for a warning when the server has started; fails with
 /// `strict`.
 fn check_wall(bundle: &Bundle, strict: bool, front_shares_user: bool) -> Result<Option<String>, Failure> {
-    let mut found = weaknesses(&super::doctor::probe(bundle));
+    let mut found = weaknesses(&doctor::probe(bundle));
     if front_shares_user {
         found.push(Weakness::FrontSharesUser);
     }
@@ -243,7 +244,7 @@ fn check_wall(bundle: &Bundle, strict: bool, front_shares_user: bool) -> Result<
 }
 
 /// Starts the log on stderr and, if there is a collector, traces, for as long as the returned value lives.
-pub(super) fn observe(format: LogFormat, collector: Option<&str>) -> Result<Option<Traces>, Failure> {
+pub(crate) fn observe(format: LogFormat, collector: Option<&str>) -> Result<Option<Traces>, Failure> {
     let traces = collector.map(Traces::to).transpose()?;
     let filter = environment::log_filter().unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);

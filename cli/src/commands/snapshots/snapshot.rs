@@ -1,10 +1,11 @@
 //! `snapshot`: saved states of running sandboxes, to restore from later.
 
 use crate::{
+    commands::each::for_each,
     environment,
     failure::Failure,
     options::{supervision, values::name},
-    output::{json, progress, table},
+    output::{age::age, json, progress, table},
     runtime, stdio,
 };
 use clap::{Args, Subcommand};
@@ -122,7 +123,7 @@ fn row(ListedSnapshot { manifest: snapshot, damage }: &ListedSnapshot, now: Syst
         snapshot.sandbox.to_string(),
         format!("{} MiB", snapshot.memory_bytes.mib()),
         snapshot.vcpus.to_string(),
-        super::ls::age(now.duration_since(snapshot.created_at).unwrap_or_default()),
+        age(now.duration_since(snapshot.created_at).unwrap_or_default()),
         if damage.is_some() { "damaged" } else { "whole" }.to_owned(),
     ]
 }
@@ -130,7 +131,7 @@ fn row(ListedSnapshot { manifest: snapshot, damage }: &ListedSnapshot, now: Syst
 impl Rm {
     fn run(self) -> Result<u8, Failure> {
         let manager = environment::manager()?;
-        runtime::block_on(super::each::for_each(&self.snapshots, async |name| {
+        runtime::block_on(for_each(&self.snapshots, async |name| {
             manager.remove_snapshot(name)?;
             stdio::print(&format!("{name}\n"))
         }))
@@ -142,7 +143,7 @@ impl Verify {
         let manager = environment::manager()?;
         let all = || Ok::<_, Failure>(manager.snapshot_names()?.iter().map(ToString::to_string).collect());
         let names = if self.snapshots.is_empty() { all()? } else { self.snapshots };
-        runtime::block_on(super::each::for_each(&names, async |name| {
+        runtime::block_on(for_each(&names, async |name| {
             manager.verify_snapshot(name)?;
             stdio::print(&format!("{name}\n"))
         }))

@@ -1,7 +1,10 @@
 //! `serve-front`: the process of `serve` that parses what comes from the network. Internal; started by `serve`.
 
-use super::serve::{LogFormat, observe};
-use crate::{background::leave_the_caller, failure::Failure};
+use crate::{
+    background::leave_the_caller,
+    commands::server::serve::{LogFormat, observe},
+    failure::Failure,
+};
 use clap::Args;
 use sandboxvm_server::{FrontUser, confine, serve_front};
 use std::os::fd::AsFd;

@@ -1,10 +1,9 @@
 //! `image ls`: the images of the home.
 
 use crate::{
-    commands::ls::age,
     failure::Failure,
     images::{self, RegistryOptions},
-    output::{json, size, table},
+    output::{age::age, json, size, table},
     stdio,
 };
 use clap::Args;

@@ -133,7 +133,7 @@ fn kvm(path: &Path) -> Check {
 }
 
 /// Runs `sandboxvm-vmm --probe`, which prints what KVM offers as JSON.
-pub(super) fn probe(bundle: &Bundle) -> Result<Value, String> {
+pub(crate) fn probe(bundle: &Bundle) -> Result<Value, String> {
     let output = Command::new(&bundle.vmm)
         .arg("--probe")
         .env_clear()

@@ -45,7 +45,7 @@ impl Events {
 }
 
 /// Returns the log of a sandbox; of a removed sandbox, only by its full ID.
-pub(super) fn trail(manager: &Manager, reference: &str) -> Result<Trail, Failure> {
+pub(crate) fn trail(manager: &Manager, reference: &str) -> Result<Trail, Failure> {
     match manager.find(reference) {
         Ok(sandbox) => Ok(sandbox.trail()),
         Err(error) => match SandboxId::try_from(reference.to_owned()).map(|id| manager.trail(&id)) {
@@ -56,7 +56,7 @@ pub(super) fn trail(manager: &Manager, reference: &str) -> Result<Trail, Failure
 }
 
 /// Reads the lines that were not read before.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     manager: Manager,
     only: Option<Trail>,
     /// Offset up to which each log was read.
@@ -65,12 +65,12 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Reads one log, or those of all sandboxes.
-    pub(super) fn of(manager: Manager, only: Option<Trail>) -> Self {
+    pub(crate) fn of(manager: Manager, only: Option<Trail>) -> Self {
         Self { manager, only, read: HashMap::new() }
     }
 
     /// Prints new lines until the command is interrupted, or its reader is gone.
-    pub(super) fn follow(mut self, print: impl Fn(Vec<(Line, String)>) -> Result<(), Failure>) -> Result<u8, Failure> {
+    pub(crate) fn follow(mut self, print: impl Fn(Vec<(Line, String)>) -> Result<(), Failure>) -> Result<u8, Failure> {
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
             let hung_up = stdio::hung_up();
@@ -85,7 +85,7 @@ impl Reader {
         })
     }
 
-    pub(super) fn next(&mut self) -> Result<Vec<(Line, String)>, Failure> {
+    pub(crate) fn next(&mut self) -> Result<Vec<(Line, String)>, Failure> {
         let trails = match &self.only {
             Some(trail) => vec![trail.clone()],
             None => self.manager.trails()?,

@@ -1,7 +1,7 @@
 //! `network suggest`: prints rules for what a sandbox used and was refused, as part of a policy file. Applies nothing.
 
 use crate::{
-    commands::events::{self, Reader},
+    commands::host::events::{self, Reader},
     environment,
     failure::Failure,
     output::{json, size},
