@@ -62,6 +62,8 @@ pub(crate) enum Command {
     GuardTerminal(internal::guard_terminal::GuardTerminal),
     #[command(hide = true)]
     CliReference(internal::cli_reference::CliReference),
+    #[command(hide = true)]
+    ManPages(internal::man_pages::ManPages),
 }
 
 impl Command {
@@ -108,6 +110,7 @@ impl Command {
             Self::Supervise(command) => command.run(),
             Self::GuardTerminal(command) => command.run(),
             Self::CliReference(command) => command.run(description()),
+            Self::ManPages(command) => command.run(description()),
         }
     }
 }
