@@ -22,6 +22,13 @@ else
 fi
 log_dir=$cache_dir/logs
 
+# build_machine: builds the programs of a machine.
+build_machine() {
+    step "building the monitor and the guest agent" "$log_dir/cargo-musl.log" \
+        cargo build --manifest-path "$repository/Cargo.toml" --locked --profile machine --target "$MUSL_TARGET" \
+        -p sandboxvm-vmm -p sandboxvm-guest-agent || exit 125
+}
+
 # build_artifacts [FEATURE...]: builds every artefact that is out of date, the command line
 # tool with FEATUREs, and sets vmm, egress, layers, share, kernel, image and agent to the paths of the results.
 build_artifacts() {
@@ -31,13 +38,15 @@ build_artifacts() {
     # The kernel's build leaves a core idle for much of its time, and so does cargo's.
     paths=$(mktemp)
     # shellcheck disable=SC2016 # the inner shell expands it
-    beside "$paths" bash -euc '"$1/images/kernel/build"; "$1/images/base/build"' bash "$repository"
+    beside "$paths" bash -euc 'source "$1/scripts/lib/bundle.sh"
+        trap stop_step EXIT
+        trap "exit 143" TERM
+        "$1/images/kernel/build"
+        "$1/images/base/build"
+        build_machine' "$0" "$repository"
     step "building the command line tool" "$log_dir/cargo-host.log" \
         cargo build --manifest-path "$repository/Cargo.toml" --locked --release -p sandboxvm-cli -p sandboxvm-egress -p sandboxvm-layers -p sandboxvm-share \
         "${cargo_features[@]}" || exit 125
-    step "building the monitor and the guest agent" "$log_dir/cargo-musl.log" \
-        cargo build --manifest-path "$repository/Cargo.toml" --locked --profile machine --target "$MUSL_TARGET" \
-        -p sandboxvm-vmm -p sandboxvm-guest-agent || exit 125
     join_beside || exit 125
     { read -r kernel && read -r image; } <"$paths" || refuse "the builds of kernel and image printed no paths"
     rm -f "$paths"
