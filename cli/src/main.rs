@@ -22,6 +22,7 @@ mod options;
 mod output;
 mod process_io;
 mod runtime;
+mod self_test;
 mod stdio;
 mod umask;
 mod version;

@@ -10,6 +10,7 @@ mod many_execs;
 mod processes;
 mod readers;
 mod run;
+mod self_test;
 mod streaming;
 mod terminal;
 mod umask;

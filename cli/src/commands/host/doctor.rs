@@ -4,6 +4,8 @@ use crate::{
     environment,
     failure::Failure,
     output::json,
+    runtime,
+    self_test::{self, Findings},
     stdio,
     wall::{Weakness, weaknesses},
 };
@@ -31,6 +33,10 @@ const ENOUGH_DISK: u64 = 1024 * MIB;
 /// Check whether this host can run sandboxes, and show what to fix
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
+    /// Also use and attack sandboxes in a directory that exists only meanwhile, which takes a few minutes: boot,
+    /// snapshot, fork, reset, and what a hostile guest would do
+    #[arg(long)]
+    self_test: bool,
     /// Print JSON
     #[arg(long, help_heading = "Output")]
     json: bool,
@@ -46,6 +52,9 @@ struct Report {
     checks: Vec<Check>,
     /// What the VMM reports about KVM.
     probe: Option<Value>,
+    /// What the self-test found, if it was asked for and sandboxes can run here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    self_test: Option<Findings>,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,7 +91,12 @@ impl Check {
 
 impl Doctor {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let report = examine();
+        let mut report = examine();
+        if self.self_test && report.usable {
+            let findings = runtime::block_on(self_test::run(&environment::bundle(None, None)))?;
+            report.usable = findings.passed;
+            report.self_test = Some(findings);
+        }
         let text = if self.json { json::pretty(&report)? } else { shown(&report) };
         stdio::print(&text)?;
         if report.usable { Ok(0) } else { Err(Failure::silent(125)) }
@@ -110,7 +124,7 @@ fn examine() -> Report {
     checks.push(memory());
     checks.push(disk());
     let usable = checks.iter().all(|check| check.verdict != Verdict::Failed);
-    Report { usable, host_mode, checks, probe: probe.ok() }
+    Report { usable, host_mode, checks, probe: probe.ok(), self_test: None }
 }
 
 fn kvm(path: &Path) -> Check {
@@ -331,6 +345,10 @@ fn shown(report: &Report) -> String {
             let _ = writeln!(text, "{:<22} -> {fix}", "");
         }
     }
+    if let Some(findings) = &report.self_test {
+        text.push_str(&findings.shown());
+        return text;
+    }
     text.push_str(if report.usable { "sandboxes can run here\n" } else { "sandboxes cannot run here yet\n" });
     text
 }
@@ -410,10 +428,13 @@ mod tests {
             host_mode: Some("vmx".into()),
             checks: vec![Check::ok("/dev/kvm", "can be opened"), Check::warning("memory", "300 MiB", "end something")],
             probe: Some(serde_json::from_str(probe).unwrap()),
+            self_test: None,
         };
         assert_golden("doctor.json", &json::pretty(&usable).unwrap());
+        let tested = Report { usable: false, self_test: Some(crate::self_test::tests::example()), ..usable };
+        assert_golden("doctor-self-test.json", &json::pretty(&tested).unwrap());
         let checks = vec![Check::failed("mke2fs", "not found", "apt-get install e2fsprogs")];
-        let unusable = Report { usable: false, host_mode: None, checks, probe: None };
+        let unusable = Report { usable: false, host_mode: None, checks, probe: None, self_test: None };
         assert_golden("doctor-of-unusable.json", &json::pretty(&unusable).unwrap());
     }
 
@@ -424,6 +445,7 @@ mod tests {
             host_mode: None,
             checks: vec![Check::ok("a", "fine"), Check::failed("b", "broken", "mend it")],
             probe: None,
+            self_test: None,
         };
         let text = shown(&report);
         assert!(text.contains("ok       a             fine\nFAILED   b             broken\n"), "{text}");
