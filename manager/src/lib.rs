@@ -79,6 +79,7 @@ pub use guest::process::running::ProcessSummary;
 pub use guest::process::spec::{
     ProcessSpec, ProcessSpecBuilder, ProcessSpecError, VariableProblem, check_variable, environment_entry,
 };
+pub use guest::shares::HoldError;
 pub use guest::silence::{Silence, SilentPart};
 pub use guest::stop::{ForceCause, StopError, Stopped};
 pub use home::content::Content;
@@ -93,7 +94,7 @@ pub use image::{
     over_environment_of_image,
 };
 pub use image_defaults::ImageDefaults;
-pub use lifecycle::fork::{ForkError, Forked};
+pub use lifecycle::fork::{ForkError, Forked, Inheritance, Secrets, SharesOfCopies};
 pub use lifecycle::remove::RemoveError;
 pub use lifecycle::reset::{ResetDone, ResetError};
 pub use lifecycle::sweep::{SweepFailure, Swept};

@@ -77,6 +77,7 @@ fn calls() -> Filter {
             libc::SYS_getegid,
             libc::SYS_openat2,
             libc::SYS_newfstatat,
+            libc::SYS_statx,
             libc::SYS_fstatfs,
             libc::SYS_faccessat2,
             libc::SYS_readlinkat,
@@ -105,4 +106,6 @@ fn calls() -> Filter {
         // No set-user-ID and set-group-ID bits.
         .allow_if(libc::SYS_mkdirat, &[Argument::lacks(2, privileges)])
         .allow_if(libc::SYS_fchmod, &[Argument::lacks(1, privileges)])
+        .allow_if(libc::SYS_fchmodat, &[Argument::lacks(2, privileges)])
+        .allow_if(libc::SYS_fchmodat2, &[Argument::lacks(2, privileges)])
 }

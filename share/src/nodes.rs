@@ -4,12 +4,12 @@
 
 use crate::{
     limits::Limits,
-    protocol::Name,
+    protocol::{Name, record::SavedNode},
     root::{self, Identity, Root},
 };
-use rustix::{fs::Stat, io::Errno};
+use rustix::{fs::Statx, io::Errno};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     os::fd::OwnedFd,
     sync::Arc,
 };
@@ -41,7 +41,8 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Nodes {
     root: Arc<OwnedFd>,
-    nodes: HashMap<u64, Node>,
+    /// In the order of their numbers, in which they are saved.
+    nodes: BTreeMap<u64, Node>,
     by_identity: HashMap<Identity, u64>,
     /// Nodes that were opened, oldest first. Some are closed or forgotten by now.
     opened: VecDeque<u64>,
@@ -58,7 +59,7 @@ impl Nodes {
     pub(crate) fn new(root: &Root, first: u64, limits: Limits) -> Self {
         Self {
             root: root.file(),
-            nodes: HashMap::new(),
+            nodes: BTreeMap::new(),
             by_identity: HashMap::new(),
             opened: VecDeque::new(),
             open: 0,
@@ -111,14 +112,13 @@ impl Nodes {
     }
 
     /// Notes that an answer refers to a file that was found, and returns its node.
-    pub(crate) fn found(&mut self, parent: u64, name: Name<'_>, file: OwnedFd, stat: &Stat) -> Result<u64, Errno> {
+    pub(crate) fn found(&mut self, parent: u64, name: Name<'_>, file: OwnedFd, stat: &Statx) -> Result<u64, Errno> {
         let identity = Identity::from(stat);
         let id = match self.by_identity.get(&identity) {
             Some(id) => *id,
             None if self.nodes.len() >= self.limits.nodes => return Err(Errno::NFILE),
             None => {
-                let id = self.next;
-                self.next = self.next.wrapping_add(1).max(ROOT + 1);
+                let id = self.unused();
                 self.by_identity.insert(identity, id);
                 let node = Node { parent, name: name.bytes().into(), identity, lookups: 0, file: None };
                 self.nodes.insert(id, node);
@@ -135,6 +135,42 @@ impl Nodes {
             self.keep_open(id, Arc::new(file));
         }
         Ok(id)
+    }
+
+    /// Returns a number that no node has.
+    fn unused(&mut self) -> u64 {
+        loop {
+            let id = self.next;
+            self.next = self.next.wrapping_add(1).max(ROOT + 1);
+            // Numbers of another process, which were restored, may be anywhere.
+            if !self.nodes.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// Returns the nodes from a number on, in order.
+    pub(crate) fn saved(&self, from: u64) -> impl Iterator<Item = SavedNode<'_>> {
+        self.nodes.range(from..).filter_map(|(number, node)| {
+            let (name, identity) = (Name::new(&node.name).ok()?, node.identity.into());
+            Some(SavedNode { number: *number, parent: node.parent, identity, lookups: node.lookups, name })
+        })
+    }
+
+    /// Adds a node of another process. Nothing that the guest says of it is believed: what is at its place must
+    /// have its identity when it is used.
+    pub(crate) fn restore(&mut self, saved: &SavedNode<'_>) -> Result<(), Errno> {
+        let identity = Identity::from(saved.identity);
+        if saved.number <= ROOT || self.nodes.contains_key(&saved.number) || self.by_identity.contains_key(&identity) {
+            return Err(Errno::INVAL);
+        }
+        if self.nodes.len() >= self.limits.nodes {
+            return Err(Errno::NFILE);
+        }
+        let (parent, name) = (saved.parent, saved.name.bytes().into());
+        self.by_identity.insert(identity, saved.number);
+        self.nodes.insert(saved.number, Node { parent, name, identity, lookups: saved.lookups, file: None });
+        Ok(())
     }
 
     /// Notes that the guest has forgotten answers.

@@ -4,7 +4,7 @@
 
 use crate::protocol::Name;
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, fstat, openat2, statat},
+    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat2, statat, statx},
     io::Errno,
 };
 use std::{
@@ -36,11 +36,33 @@ pub struct RootError(#[from] Errno);
 pub(crate) struct Identity {
     device: u64,
     inode: u64,
+    /// When it was made, in nanoseconds: a file system gives the number of a removed file to a new one. 0 on file
+    /// systems that do not know it.
+    birth: u64,
 }
 
-impl From<&Stat> for Identity {
-    fn from(stat: &Stat) -> Self {
-        Self { device: stat.st_dev, inode: stat.st_ino }
+impl From<&Statx> for Identity {
+    fn from(stat: &Statx) -> Self {
+        let born = stat.stx_btime;
+        let is_known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+        let birth = born.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(u64::from(born.tv_nsec));
+        Self {
+            device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            birth: if is_known { birth } else { 0 },
+        }
+    }
+}
+
+impl From<[u64; 3]> for Identity {
+    fn from([device, inode, birth]: [u64; 3]) -> Self {
+        Self { device, inode, birth }
+    }
+}
+
+impl From<Identity> for [u64; 3] {
+    fn from(identity: Identity) -> Self {
+        [identity.device, identity.inode, identity.birth]
     }
 }
 
@@ -66,7 +88,7 @@ impl Root {
         let above = openat2(CWD, above, flags, Mode::empty(), ResolveFlags::empty())?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat2(&above, name, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
-        let stat = fstat(&file)?;
+        let stat = examine(&file)?;
         match kind(&stat) {
             libc::S_IFDIR | libc::S_IFREG => {}
             _ => return Err(Errno::INVAL.into()),
@@ -91,14 +113,19 @@ impl Root {
     }
 }
 
+/// Returns the attributes of a file.
+pub(crate) fn examine(file: impl AsFd) -> Result<Statx, Errno> {
+    statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+}
+
 /// Returns the type of a file, as in its mode.
-pub(crate) fn kind(stat: &Stat) -> u32 {
-    stat.st_mode & libc::S_IFMT
+pub(crate) fn kind(stat: &Statx) -> u32 {
+    u32::from(stat.stx_mode) & libc::S_IFMT
 }
 
 /// Returns an error if a descriptor is not of this file: it must never be used in its place.
-pub(crate) fn expect(file: impl AsFd, identity: Identity) -> Result<Stat, Errno> {
-    let stat = fstat(file)?;
+pub(crate) fn expect(file: impl AsFd, identity: Identity) -> Result<Statx, Errno> {
+    let stat = examine(file)?;
     if Identity::from(&stat) == identity { Ok(stat) } else { Err(Errno::STALE) }
 }
 
@@ -161,18 +188,19 @@ pub(crate) fn create(parent: impl AsFd, name: Name<'_>, flags: OFlags, mode: Mod
     let is_new = flags.contains(OFlags::EXCL);
     if !is_new
         && let Ok(found) = find(&parent, name)
-        && kind(&fstat(&found)?) != libc::S_IFREG
+        && kind(&examine(&found)?) != libc::S_IFREG
     {
         return Err(Errno::EXIST);
     }
     let file = resolve(parent.as_fd(), name.bytes(), flags | OFlags::CREATE | SAFE_FLAGS, mode)?;
-    match kind(&fstat(&file)?) {
+    match kind(&examine(&file)?) {
         libc::S_IFREG => Ok(file),
         _ => Err(Errno::EXIST),
     }
 }
 
 /// Describes an entry of a directory, without following it.
-pub(crate) fn describe(parent: impl AsFd, name: Name<'_>) -> Result<Stat, Errno> {
-    statat(parent, name.bytes(), AtFlags::SYMLINK_NOFOLLOW)
+pub(crate) fn describe(parent: impl AsFd, name: Name<'_>) -> Result<Statx, Errno> {
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    statx(parent, name.bytes(), AtFlags::SYMLINK_NOFOLLOW, wanted)
 }

@@ -102,6 +102,83 @@ fn changes_of_the_host_are_seen_and_never_mistaken() {
 }
 
 #[test]
+fn owner_sets_the_mode_of_what_it_cannot_read() {
+    let root = tempfile::tempdir().unwrap();
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(root.path(), Some(4242), Some(4343)).unwrap();
+    }
+    let mut guest = Guest::with(root.path(), "rw");
+    let (file, handle) = guest.create(ROOT, "f", libc::O_RDWR, 0o000).unwrap();
+    guest.release(file.node, handle).unwrap();
+    let directory = guest.make_directory(ROOT, "d", 0o000).unwrap();
+    for (node, name) in [(file.node, "f"), (directory.node, "d")] {
+        guest.set(node, 1, 0, 0o711, 0).unwrap();
+        assert_eq!(fs::metadata(root.path().join(name)).unwrap().mode() & 0o7777, 0o711);
+    }
+    // Its target keeps its mode.
+    let link = guest.symlink(ROOT, "l", "f").unwrap();
+    assert_eq!(guest.set(link.node, 1, 0, 0o777, 0).unwrap_err(), EOPNOTSUPP);
+    assert_eq!(fs::metadata(root.path().join("f")).unwrap().mode() & 0o7777, 0o711);
+}
+
+/// What POSIX says of calls that fail, and of the times of those that do not.
+#[test]
+fn errors_and_times_are_those_of_the_host() {
+    const ENOTDIR: i32 = -20;
+    const EISDIR: i32 = -21;
+    const ENOTEMPTY: i32 = -39;
+    let root = tempfile::tempdir().unwrap();
+    let mut guest = Guest::with(root.path(), "rw");
+    let directory = guest.make_directory(ROOT, "d", 0o755).unwrap();
+    let below = guest.make_directory(directory.node, "e", 0o755).unwrap();
+    guest.make_directory(ROOT, "empty", 0o755).unwrap();
+    let (file, handle) = guest.create(ROOT, "f", libc::O_RDWR | libc::O_EXCL, 0o644).unwrap();
+    let remove_directory = |guest: &mut Guest, name: &str| guest.ask(11, ROOT, &fields![name]).unwrap_err();
+    assert_eq!(remove_directory(&mut guest, "d"), ENOTEMPTY);
+    assert_eq!(remove_directory(&mut guest, "f"), ENOTDIR);
+    assert_eq!(remove_directory(&mut guest, "x"), ENOENT);
+    assert_eq!(guest.unlink(ROOT, "d").unwrap_err(), EISDIR);
+    assert_eq!(guest.make_directory(ROOT, "f", 0o755).unwrap_err(), EEXIST);
+    assert_eq!(guest.symlink(ROOT, "f", "x").unwrap_err(), EEXIST);
+    assert_eq!(guest.link(file.node, ROOT, "d").unwrap_err(), EEXIST);
+    assert_eq!(guest.create(ROOT, "f", libc::O_RDWR | libc::O_EXCL, 0o644).unwrap_err(), EEXIST);
+    assert_eq!(guest.link(directory.node, ROOT, "g").unwrap_err(), EPERM);
+    assert_eq!(guest.rename((ROOT, "f"), (ROOT, "d"), 0).unwrap_err(), EISDIR);
+    assert_eq!(guest.rename((ROOT, "d"), (ROOT, "f"), 0).unwrap_err(), ENOTDIR);
+    assert_eq!(guest.rename((ROOT, "empty"), (ROOT, "d"), 0).unwrap_err(), ENOTEMPTY);
+    assert_eq!(guest.rename((ROOT, "d"), (below.node, "d"), 0).unwrap_err(), EINVAL);
+    assert_eq!(guest.rename((ROOT, "x"), (ROOT, "y"), 0).unwrap_err(), ENOENT);
+    guest.rename((directory.node, "e"), (ROOT, "empty"), 0).unwrap();
+    assert!(root.path().join("empty").exists() && !root.path().join("d/e").exists());
+
+    let changed = || {
+        let metadata = fs::metadata(root.path().join("f")).unwrap();
+        (metadata.ctime(), metadata.ctime_nsec())
+    };
+    let mut before = changed();
+    let mut advanced = || {
+        let now = changed();
+        std::mem::replace(&mut before, now) < now
+    };
+    let pause = || std::thread::sleep(std::time::Duration::from_millis(20));
+    pause();
+    guest.set(file.node, 8, 100, 0, 0).unwrap();
+    assert!(advanced());
+    pause();
+    guest.set(file.node, 1, 0, 0o600, 0).unwrap();
+    assert!(advanced());
+    pause();
+    guest.link(file.node, ROOT, "g").unwrap();
+    assert!(advanced());
+    pause();
+    guest.write(file.node, handle, 0, b"x").unwrap();
+    assert!(advanced());
+    pause();
+    assert_eq!(guest.link(file.node, ROOT, "g").unwrap_err(), EEXIST);
+    assert!(!advanced());
+}
+
+#[test]
 fn single_file_is_shared() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("a file");

@@ -4,9 +4,9 @@
 use sandboxvm_images::{bundle::BundleError, erofs::ErofsError, kernel::KernelError, template::TemplateError};
 use sandboxvm_manager::{
     AdmissionError, AgentError, CTextError, CommitError, ControlError, CopyError, CreateError, ExecError, FileError,
-    FileErrorKind, FindError, ForkError, HomeError, HostError, ImageError, InUseError, LineageError, ManifestError,
-    NameError, NetworkFailure, ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError, SnapshotError,
-    StartError, State, SuperviseError, VolumeError, audit::AuditError,
+    FileErrorKind, FindError, ForkError, HoldError, HomeError, HostError, ImageError, InUseError, LineageError,
+    ManifestError, MountsError, NameError, NetworkFailure, ProcessSpecError, RecordError, RefusalKind, RemoveError,
+    ResetError, SnapshotError, StartError, State, SuperviseError, VolumeError, audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
 use sandboxvm_oci::registry::RegistryError;
@@ -18,7 +18,9 @@ const OVERLOADED: &str = "the host may be overloaded";
 const SNAPSHOT_AGAIN: &str = "create the snapshot again";
 const OTHER_VERSION: &str = "use the version of sandboxvm that wrote the file";
 const READ_ONLY_VOLUME: &str = "create a sandbox that mounts the volume with :ro";
-const NO_SHARE: &str = "create a sandbox with --workspace, which works on a copy of the directory";
+const SHARE_ON_FORK: &str =
+    "`--share-on-fork ro` lets the copies read it, `--share-on-fork share` also write; a --workspace is copied";
+const RESUME_FIRST: &str = "`sandboxvm resume SANDBOX` makes it continue";
 const BUILD: &str = "scripts/quickstart builds it again";
 
 /// Returns the hint for `error` or, if it has none, for what caused it.
@@ -83,6 +85,8 @@ fn of_sandboxes(error: &(dyn Error + 'static)) -> Option<String> {
             fixed("create the snapshot of a sandbox with a network, or leave out --net and --allow")
         }
         CreateError::Start { cause: StartError::Silent(_) | StartError::TimedOut(_), .. } => fixed(OVERLOADED),
+        CreateError::Mounts(error) => of_mounts(error),
+        CreateError::Volume(error) => of_mounts(error),
         _ => None,
     }
 }
@@ -124,13 +128,21 @@ fn of_mounts(error: &(dyn Error + 'static)) -> Option<String> {
         None => {}
     }
     match is(error) {
+        Some(MountsError::NoHostDirectory { at, .. }) => {
+            return Some(format!("add `-v HOST:{at}`, with the directory or file of the host that it is to have"));
+        }
+        Some(MountsError::ReadOnlyInSnapshot { .. }) => return fixed("add `:ro` to its -v"),
+        _ => {}
+    }
+    match is(error) {
         Some(SnapshotError::WritableVolume { .. }) => return fixed(READ_ONLY_VOLUME),
-        Some(SnapshotError::Share { .. }) => return fixed(NO_SHARE),
+        Some(SnapshotError::Hold(HoldError::Paused(_))) => return fixed(RESUME_FIRST),
         _ => {}
     }
     match is(error)? {
         ForkError::WritableVolume { .. } => fixed(READ_ONLY_VOLUME),
-        ForkError::Share { .. } => fixed(NO_SHARE),
+        ForkError::WritableShare { .. } => fixed(SHARE_ON_FORK),
+        ForkError::Hold(HoldError::Paused(_)) => fixed(RESUME_FIRST),
         _ => None,
     }
 }
@@ -384,7 +396,9 @@ fn removes(sandbox: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_manager::{CopyError, FileError, Silence, SilentPart, SnapshotError, VmmRefusal};
+    use sandboxvm_manager::{
+        CopyError, FileError, MountPath, SandboxName, Silence, SilentPart, SnapshotError, VmmRefusal,
+    };
     use std::time::Duration;
 
     #[test]
@@ -423,6 +437,9 @@ mod tests {
         named(&CreateError::from(SnapshotError::from(admission())), "SANDBOXVM_MAX_SANDBOXES");
         named(&ResetError::from(admission()), "SANDBOXVM_MAX_SANDBOXES");
         named(&CreateError::from(SnapshotError::Unknown("x".into())), "sandboxvm snapshot ls");
+        let snapshot = SandboxName::try_from("kept".to_owned()).unwrap();
+        let at = MountPath::try_from("/data".to_owned()).unwrap();
+        named(&CreateError::from(MountsError::NoHostDirectory { snapshot, at, path: "/x".into() }), "-v HOST:/data");
         named(&RemoveError::from(FindError::Unknown("x".into())), "sandboxvm ls");
         named(&SuperviseError::from(FindError::Unknown("x".into())), "sandboxvm ls");
         named(&ForkError::from(AuditError::NoEnd("/x".into())), "audit verify");

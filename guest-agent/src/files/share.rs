@@ -34,7 +34,8 @@ pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble
         return Ok(None);
     }
     let path = mount_point(at, request.is_directory)?;
-    let listener = listen(request.number.port()).map_err(|errno| refused("listen for a share", at, errno))?;
+    let listen = |port| listen(port).map_err(|errno| refused("listen for a share", at, errno));
+    let (listener, holds) = (listen(request.number.port())?, listen(request.number.hold_port())?);
     let device = open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| refused("open /dev/fuse, which the kernel of an old machine lacks", at, errno))?;
     let mode = if request.is_directory { libc::S_IFDIR } else { libc::S_IFREG };
@@ -46,7 +47,7 @@ pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble
     flags.set(MountFlags::RDONLY, request.read_only);
     mount(source, path.as_slice(), "fuse", flags, options.as_c_str())
         .map_err(|errno| refused("mount a share", at, errno))?;
-    Ok(Some(Relay::new(Endpoints { device, listener })))
+    Ok(Some(Relay::new(Endpoints { device, listener, holds, path })))
 }
 
 /// Returns the path of what the share is mounted on, without links. Creates it if it is missing.

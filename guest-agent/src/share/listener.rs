@@ -1,10 +1,23 @@
-//! The vsock port of a share.
+//! The vsock ports of a share, and their connections.
 
 use crate::server::listener::{bind_vsock, is_host};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, acceptfrom_with};
+use rustix::net::{SendFlags, SocketFlags, acceptfrom_with, send};
 use std::os::fd::OwnedFd;
+
+/// The ends of a relay.
+#[derive(Debug)]
+pub(crate) struct Endpoints {
+    /// The device of the mount.
+    pub(crate) device: OwnedFd,
+    /// Where the host connects.
+    pub(crate) listener: OwnedFd,
+    /// Where the host connects to hold the share.
+    pub(crate) holds: OwnedFd,
+    /// Where the share is mounted.
+    pub(crate) path: Vec<u8>,
+}
 
 /// Listens for connections of the host on a vsock port.
 pub(crate) fn listen(port: u32) -> Result<OwnedFd, Errno> {
@@ -22,4 +35,16 @@ pub(super) fn accept(listener: &OwnedFd) -> Result<OwnedFd, Errno> {
             Err(errno) => return Err(errno),
         }
     }
+}
+
+/// Sends all bytes.
+pub(super) fn send_all(connection: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match send(connection, bytes, SendFlags::NOSIGNAL) {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }

@@ -9,11 +9,17 @@
 //! host dies or the machine is restored, requests without an answer fail with EIO, and the next
 //! connection serves the same mount: INIT, which the kernel sends once, is repeated on it. Requests that
 //! come in between wait for a few seconds.
+//!
+//! Before the machine's memory is copied, the host holds the share (`hold`): no request is under way then, and the
+//! record of what the kernel refers to is in this process (`record`), which sends it on the next connection.
 
+mod answers;
+mod hold;
 mod listener;
 mod others;
+mod record;
 mod relay;
 mod state;
 
-pub(crate) use listener::listen;
-pub(crate) use relay::{Endpoints, Relay};
+pub(crate) use listener::{Endpoints, listen};
+pub(crate) use relay::Relay;

@@ -1,19 +1,20 @@
 //! The two directions of a relay, a thread each. Both block.
 
-use super::listener::accept;
+use super::answers::{Answers, HEAD as ANSWER_HEAD};
+use super::hold::hold_on_request;
+use super::listener::{Endpoints, accept, send_all};
 use super::others::end_after_the_others;
+use super::record::OWN;
 use super::state::Shared;
 use rustix::io::{Errno, read, write};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Size in bytes of a buffer: the longest message, a write or what a read returns, with its head.
 const BUFFER: usize = (128 << 10) + 4096;
-/// Size in bytes of the head of a request, and of an answer.
+/// Size in bytes of the head of a request.
 const REQUEST_HEAD: usize = 40;
-const ANSWER_HEAD: usize = 16;
 /// Size in bytes of the stack of a thread.
 const STACK: usize = 64 << 10;
 /// Delay before connections are accepted again when the guest lacks memory for one.
@@ -27,15 +28,6 @@ const INIT: u32 = 26;
 const FORGET: u32 = 2;
 const BATCH_FORGET: u32 = 42;
 const INTERRUPT: u32 = 36;
-
-/// The ends of a relay.
-#[derive(Debug)]
-pub(crate) struct Endpoints {
-    /// The device of the mount.
-    pub(crate) device: OwnedFd,
-    /// Where the host connects.
-    pub(crate) listener: OwnedFd,
-}
 
 /// A relay that does not run yet.
 #[derive(Debug)]
@@ -64,7 +56,9 @@ impl Relay {
                 fail(&endpoints.device, unique(&state.init()));
             }
         });
-        if ends.is_ok() && answers.is_ok() && gives_up.is_ok() {
+        let (endpoints, state) = (Arc::clone(&self.0), Arc::clone(&shared));
+        let holds = std::thread::Builder::new().stack_size(STACK).spawn(move || hold_on_request(&endpoints, &state));
+        if ends.is_ok() && answers.is_ok() && gives_up.is_ok() && holds.is_ok() {
             relay_requests(&self.0.device, &shared);
         }
         // The process ends, and the mount with it.
@@ -97,11 +91,17 @@ fn relay_requests(device: &OwnedFd, shared: &Shared) {
         }
         let waits = !matches!(code, FORGET | BATCH_FORGET | INTERRUPT);
         let unique = waits.then(|| unique(request));
-        match shared.connection(unique) {
-            Some(connection) if send_all(&connection, request).is_ok() => {}
-            // The other thread may have failed it already.
-            Some(_) => drop(unique.filter(|unique| shared.is_answered(*unique)).map(|unique| fail(device, unique))),
-            None => drop(unique.map(|unique| fail(device, unique))),
+        let Some(connection) = shared.connection(unique) else {
+            unique.into_iter().for_each(|unique| fail(device, unique));
+            continue;
+        };
+        let sent = send_all(&connection, request);
+        shared.is_sent();
+        // The other thread may have failed it already.
+        if let (Err(_), Some(unique)) = (sent, unique)
+            && shared.is_answered(unique)
+        {
+            fail(device, unique);
         }
     }
 }
@@ -116,12 +116,7 @@ fn serve_connection(endpoints: &Endpoints, shared: &Shared) -> Result<(), Errno>
         }
         Err(errno) => return Err(errno),
     };
-    // Requests may follow on the connection as soon as the other thread sees it, and INIT comes first.
-    let init = shared.init();
-    if send_all(&connection, &init).is_ok() {
-        shared.begin(Arc::clone(&connection));
-        let _ = relay_answers(&connection, endpoints, shared, &init);
-    }
+    let _ = relay_answers(&connection, endpoints, shared);
     for unique in shared.end() {
         fail(&endpoints.device, unique);
     }
@@ -129,35 +124,38 @@ fn serve_connection(endpoints: &Endpoints, shared: &Shared) -> Result<(), Errno>
 }
 
 /// Passes answers to the kernel until the connection ends.
-fn relay_answers(connection: &OwnedFd, endpoints: &Endpoints, shared: &Shared, init: &[u8]) -> Result<(), Errno> {
-    let mut buffer = vec![0; BUFFER];
-    let mut filled = 0;
-    loop {
-        filled += match recv(connection, &mut buffer[filled..], RecvFlags::empty()) {
-            Ok((0, _)) => return Ok(()),
-            Ok((count, _)) => count,
-            Err(Errno::INTR) => continue,
-            Err(errno) => return Err(errno),
-        };
-        let mut begin = 0;
-        while filled - begin >= ANSWER_HEAD {
-            let length = usize::try_from(field(&buffer[begin..], 0)).unwrap_or(usize::MAX);
-            if !(ANSWER_HEAD..=BUFFER).contains(&length) {
-                return Err(Errno::PROTO);
+fn relay_answers(connection: &Arc<OwnedFd>, endpoints: &Endpoints, shared: &Shared) -> Result<(), Errno> {
+    let init = shared.init();
+    let mut answers = Answers::of(connection, BUFFER);
+    // Requests may follow on the connection as soon as the other thread sees it. INIT and the record come first.
+    send_all(connection, &init)?;
+    if let Some(record) = shared.take_record() {
+        for request in record.requests() {
+            send_all(connection, &request)?;
+            loop {
+                match answers.next()? {
+                    // What a host cannot take is stale for the kernel.
+                    Some(answer) if unique(answer) == OWN => break,
+                    Some(other) => pass_on(&endpoints.device, shared, &init, other),
+                    None => return Ok(()),
+                }
             }
-            if filled - begin < length {
-                break;
-            }
-            answer(&endpoints.device, shared, init, &buffer[begin..begin + length]);
-            begin += length;
         }
-        buffer.copy_within(begin..filled, 0);
-        filled -= begin;
     }
+    shared.begin(Arc::clone(connection));
+    while let Some(answer) = answers.next()? {
+        if unique(answer) == OWN {
+            let is_error = field(answer, 4) != 0;
+            shared.set_own_answer(answer.get(ANSWER_HEAD..).filter(|_| !is_error).map(<[u8]>::to_vec));
+        } else {
+            pass_on(&endpoints.device, shared, &init, answer);
+        }
+    }
+    Ok(())
 }
 
 /// Passes one answer to the kernel.
-fn answer(device: &OwnedFd, shared: &Shared, init: &[u8], answer: &[u8]) {
+fn pass_on(device: &OwnedFd, shared: &Shared, init: &[u8], answer: &[u8]) {
     let number = unique(answer);
     if number == unique(init) {
         if shared.begins() {
@@ -180,15 +178,4 @@ fn fail(device: &OwnedFd, unique: u64) {
     answer[8..].copy_from_slice(&unique.to_le_bytes());
     // The request may have been interrupted meanwhile.
     let _ = write(device, &answer);
-}
-
-fn send_all(connection: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
-    while !bytes.is_empty() {
-        match send(connection, bytes, SendFlags::NOSIGNAL) {
-            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
 }

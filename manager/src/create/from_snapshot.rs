@@ -73,10 +73,11 @@ impl NamedBasis {
         if spec.workspace.is_some() {
             return Err(WorkspaceError::OfSnapshot(self.name.clone()).into());
         }
-        if !spec.mounts.is_empty() || spec.read_only_root {
+        if spec.read_only_root {
             return Err(MountsError::OfSnapshot(self.name.clone()).into());
         }
         let manifest = &self.snapshot.manifest;
+        let mounts = manifest.mounts.clone().with_shares_of(&spec.mounts, &self.name)?;
         // The kernel is part of the restored memory, so its file need not exist any more.
         let identity = FileVersion { device: 0, inode: 0, size: 0, modified_ns: 0 };
         Ok(SandboxRecord {
@@ -96,7 +97,7 @@ impl NamedBasis {
             network_card,
             image_defaults: manifest.image_defaults.clone().or_else(|| spec.image_defaults.clone()),
             workspace: manifest.workspace.clone(),
-            mounts: manifest.mounts.clone(),
+            mounts,
             read_only_root: manifest.read_only_root,
         })
     }

@@ -69,7 +69,8 @@ pub struct SandboxSpec {
     /// snapshot, and may not have another.
     pub workspace: Option<WorkspaceSpec>,
     /// What is mounted beside the root. A volume that does not exist is made. A sandbox that starts from a
-    /// named snapshot has the mounts of the snapshot, and may not have others.
+    /// named snapshot has the mounts of the snapshot: these are only the directories of the host for its live shares,
+    /// one for each.
     pub mounts: Mounts,
     /// Processes cannot write the root: everything outside of the mounts, the workspace and the machine's own
     /// file systems. A sandbox that starts from a named snapshot has that of the snapshot.

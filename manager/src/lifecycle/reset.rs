@@ -527,8 +527,7 @@ impl Sandbox {
             if !has_workspace {
                 return Err(other);
             }
-            let has_mounts = manifest.mounts.clone().without_versions() == record.mounts.clone().without_versions()
-                && manifest.read_only_root == record.read_only_root;
+            let has_mounts = manifest.mounts.fits(&record.mounts) && manifest.read_only_root == record.read_only_root;
             let other = ResetError::OtherMounts { sandbox: self.label(), snapshot: name.clone() };
             return if has_mounts { Ok(()) } else { Err(other) };
         }

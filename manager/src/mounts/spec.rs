@@ -62,6 +62,26 @@ pub enum MountsError {
         "cannot give the sandbox mounts or a read-only root: it starts from snapshot {0}, and has those of the snapshot"
     )]
     OfSnapshot(SandboxName),
+    /// A snapshot does not choose what of the host a sandbox can reach.
+    #[error(
+        "snapshot {snapshot} has a live share at {at}, and no directory of the host was given for it; it was {path:?}"
+    )]
+    NoHostDirectory {
+        /// The snapshot.
+        snapshot: SandboxName,
+        /// Where the share is in the guest.
+        at: MountPath,
+        /// What was shared when the snapshot was taken.
+        path: PathBuf,
+    },
+    /// The guest's kernel refuses to write it.
+    #[error("cannot make the share at {at} writable: it is read-only in snapshot {snapshot}")]
+    ReadOnlyInSnapshot {
+        /// The snapshot.
+        snapshot: SandboxName,
+        /// Where the share is in the guest.
+        at: MountPath,
+    },
 }
 
 /// What is mounted.
@@ -214,6 +234,54 @@ impl Mounts {
         self
     }
 
+    /// Returns the mounts of a snapshot with the directories of the host of `given`, which has one for each of
+    /// the snapshot's shares, and nothing else. Owners stay: the guest's kernel knows them.
+    pub(crate) fn with_shares_of(mut self, given: &Self, snapshot: &SandboxName) -> Result<Self, MountsError> {
+        let mut used = 0;
+        for MountSpec { at, source } in &mut self.0 {
+            let MountSource::HostDirectory { path, read_only, .. } = source else { continue };
+            let Some(share) = given.shares().find(|share| share.at == at) else {
+                let (snapshot, at, path) = (snapshot.clone(), at.clone(), path.clone());
+                return Err(MountsError::NoHostDirectory { snapshot, at, path });
+            };
+            if *read_only && !share.read_only {
+                return Err(MountsError::ReadOnlyInSnapshot { snapshot: snapshot.clone(), at: at.clone() });
+            }
+            (*path, *read_only) = (share.path.to_owned(), share.read_only);
+            used += 1;
+        }
+        if used == given.0.len() { Ok(self) } else { Err(MountsError::OfSnapshot(snapshot.clone())) }
+    }
+
+    /// Returns true if a machine with the one has the same disks and mount points as a machine with the other.
+    pub(crate) fn fits(&self, other: &Self) -> bool {
+        let form = |mounts: &Self| {
+            let mut mounts = mounts.clone().without_versions();
+            for mount in &mut mounts.0 {
+                if let MountSource::HostDirectory { path, read_only, .. } = &mut mount.source {
+                    (*path, *read_only) = (PathBuf::new(), false);
+                }
+            }
+            mounts
+        };
+        form(self) == form(other)
+    }
+
+    /// Returns the same mounts, of whose directories of the host none can be written.
+    pub(crate) fn with_read_only_shares(mut self) -> Self {
+        for mount in &mut self.0 {
+            if let MountSource::HostDirectory { read_only, .. } = &mut mount.source {
+                *read_only = true;
+            }
+        }
+        self
+    }
+
+    /// Returns a directory of the host that the sandbox can write, if it has one.
+    pub(crate) fn writable_share(&self) -> Option<Share<'_>> {
+        self.shares().find(|share| !share.read_only)
+    }
+
     /// Returns a volume that the sandbox can write, if it has one.
     pub(crate) fn writable_volume(&self) -> Option<&VolumeName> {
         self.volumes().find(|volume| !volume.read_only).map(|volume| volume.name)
@@ -343,6 +411,28 @@ pub(crate) mod tests {
         let directory = MountSource::HostDirectory { path: "data".into(), read_only: true, uid: 0, gid: 0 };
         let at = MountPath::try_from("/data".to_owned()).unwrap();
         assert!(refused(vec![MountSpec { at, source: directory }]).contains("absolute path"));
+    }
+
+    #[test]
+    fn shares_of_a_snapshot_are_chosen_again_and_never_become_writable() {
+        let share = |path: &str, at: &str, read_only, uid| MountSpec {
+            at: MountPath::try_from(at.to_owned()).unwrap(),
+            source: MountSource::HostDirectory { path: path.into(), read_only, uid, gid: uid },
+        };
+        let mounts = |mounts: &[MountSpec]| Mounts::new(mounts.to_vec()).unwrap();
+        let tmp = tmpfs("/tmp", Tmpfs::default());
+        let of_snapshot = mounts(&[share("/old", "/data", false, 7), share("/fixed", "/ro", true, 7), tmp.clone()]);
+        let name = SandboxName::try_from("kept".to_owned()).unwrap();
+        let with = |given: &[MountSpec]| of_snapshot.clone().with_shares_of(&mounts(given), &name);
+        let (new, fixed) = (share("/new", "/data", true, 0), share("/other", "/ro", true, 0));
+        let made = with(&[new.clone(), fixed.clone()]).unwrap();
+        assert_eq!(made, mounts(&[share("/new", "/data", true, 7), share("/other", "/ro", true, 7), tmp.clone()]));
+        assert!(made.fits(&of_snapshot) && !made.fits(&mounts(&[new.clone(), fixed.clone()])));
+        let refused = |given: &[MountSpec]| with(given).unwrap_err().to_string();
+        assert!(refused(&[]).contains("live share at /data") && refused(&[]).contains("it was \"/old\""));
+        assert!(refused(std::slice::from_ref(&new)).contains("live share at /ro"));
+        assert!(refused(&[new.clone(), share("/other", "/ro", false, 0)]).contains("cannot make the share at /ro"));
+        assert!(refused(&[new, fixed, tmp]).contains("has those of the snapshot"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Why a snapshot was not taken or cannot be used.
 
 use crate::{
-    guest::in_use::InUseError,
+    guest::{in_use::InUseError, shares::HoldError},
     home::{directory::DirectoryError, host::HostError},
     limits::admission::AdmissionError,
     snapshot::change::ChangeError,
@@ -41,16 +41,9 @@ pub enum SnapshotError {
         /// The volume.
         volume: VolumeName,
     },
-    /// The memory of the snapshot would refer to files of the host that change afterwards.
-    #[error(
-        "cannot snapshot sandbox {sandbox}: it shares {} with the host, which is not part of a snapshot", .path.display()
-    )]
-    Share {
-        /// Name of the sandbox, or its ID if it has none.
-        sandbox: String,
-        /// Path on the host.
-        path: PathBuf,
-    },
+    /// The live shares cannot be held.
+    #[error("cannot snapshot the sandbox: {0}")]
+    Hold(#[from] HoldError),
     /// A volume of the sandbox cannot be found.
     #[error(transparent)]
     Volume(#[from] VolumeError),

@@ -163,10 +163,10 @@ impl SnapshotManifest {
             return Some("its workspace has no slot, too many, or files with other names");
         }
         // No snapshot is taken of such a machine. A directory of snapshots from elsewhere must not choose
-        // what of this host a sandbox can write.
+        // what of this host a sandbox can write; for the same reason, live shares are chosen again at each restore.
         let is_of_no_snapshot = |volume: MountedVolume<'_>| !volume.read_only || volume.version.is_none();
-        if self.mounts.has_shares() || self.mounts.volumes().any(is_of_no_snapshot) {
-            return Some("it mounts a directory of the host, or a volume that no snapshot has");
+        if self.mounts.volumes().any(is_of_no_snapshot) {
+            return Some("it mounts a volume that no snapshot has");
         }
         None
     }
@@ -176,7 +176,7 @@ impl SnapshotManifest {
 pub(crate) mod tests {
     use super::{super::seal::Seal, *};
     use crate::{
-        mounts::{MountPath, MountSource, MountSpec, spec::tests::volume},
+        mounts::{MountSource, MountSpec, spec::tests::volume},
         snapshot::lineage::tests::contents,
     };
     use sandboxvm_images::file_version::FileVersion;
@@ -241,7 +241,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_snapshot_mounts_nothing_of_this_host_that_can_be_written() {
+    fn a_snapshot_mounts_no_volume_that_can_be_written() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let read = |mount: MountSpec| {
@@ -256,14 +256,7 @@ pub(crate) mod tests {
             }
             mount
         };
-        let at = MountPath::try_from("/x".to_owned()).unwrap();
-        let share = |read_only| MountSource::HostDirectory { path: "/etc".into(), read_only, uid: 0, gid: 0 };
-        let hostile = [
-            MountSpec { at: at.clone(), source: share(false) },
-            MountSpec { at, source: share(true) },
-            volume("v", "/v", true),
-            with_version(false),
-        ];
+        let hostile = [volume("v", "/v", true), with_version(false)];
         for mount in hostile {
             assert!(matches!(read(mount.clone()), Err(ManifestError::Nonsense { .. })), "{mount:?}");
         }

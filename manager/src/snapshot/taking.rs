@@ -98,9 +98,6 @@ pub(crate) async fn take_named(change: &Change<'_>, name: SandboxName) -> Result
     if let Some(volume) = sandbox.record.mounts.writable_volume() {
         return Err(SnapshotError::WritableVolume { sandbox: sandbox.label(), volume: volume.clone() });
     }
-    if let Some(share) = sandbox.record.mounts.shares().next() {
-        return Err(SnapshotError::Share { sandbox: sandbox.label(), path: share.path.to_owned() });
-    }
     let destination = sandbox.home.snapshot(&name);
     if destination.exists() {
         return Err(SnapshotError::Taken(name));
@@ -119,7 +116,16 @@ pub(crate) fn take<'a>(
         let mut running = change.running().await?;
         flatten_when_long(&mut running).await?;
         let staged = StagedSnapshot::begin(&running.sandbox.home)?;
-        let (staged, written) = write(&mut running, staged).await?;
+        // A ready snapshot is of a machine in which nothing is mounted.
+        let held = match name {
+            Some(_) => Some(running.sandbox.hold_shares().await?),
+            None => None,
+        };
+        let written = write(&mut running, staged).await;
+        if let Some(held) = held {
+            held.release().await;
+        }
+        let (staged, written) = written?;
         let seals = seal_all(running.directory(), &running.lineage.seals, written.names()).await?;
         let manifest = written.manifest(&running, &staged, name.clone(), &seals).await?;
         staged.fill(running.directory(), &written.memory, &written.disk)?;

@@ -4,12 +4,19 @@
 //! The host asks for the mount once ([`super::files::FileOperation::MountShare`]). It then connects to the vsock
 //! port of the share, with one connection at a time. A connection carries no frames of this wire. When it
 //! ends, requests without an answer fail in the guest, and the next connection serves the same mount.
+//!
+//! A connection to the second port of the share holds it ([`ShareNumber::hold_port`]): before a snapshot or a
+//! fork, the host connects there and waits for [`HELD`]. Until the host sends a byte, or the connection has ended
+//! for a moment, no request of the guest leaves the machine.
 
 use super::files::FilePath;
 use serde::{Deserialize, Serialize};
 
 /// Vsock port of share 0. Ports below 1024 are for root of the guest only.
 const FIRST_PORT: u32 = 512;
+
+/// The byte that the agent sends when no request to the host is under way any more.
+pub const HELD: u8 = 1;
 
 /// The number of a share in its sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -34,6 +41,12 @@ impl ShareNumber {
     #[must_use]
     pub fn port(self) -> u32 {
         FIRST_PORT + u32::from(self.0)
+    }
+
+    /// Returns the vsock port on which the agent listens for connections that hold the share.
+    #[must_use]
+    pub fn hold_port(self) -> u32 {
+        FIRST_PORT + u32::from(Self::COUNT) + u32::from(self.0)
     }
 }
 

@@ -46,6 +46,10 @@ pub(crate) mod opcode {
     pub(crate) const READDIRPLUS: u32 = 44;
     pub(crate) const RENAME2: u32 = 45;
     pub(crate) const LSEEK: u32 = 46;
+    /// Of the agent, not of the kernel: returns a part of the record of nodes and handles.
+    pub(crate) const SAVE: u32 = 0x5356_0001;
+    /// Of the agent: a part of such a record, of the process before this one.
+    pub(crate) const RESTORE: u32 = 0x5356_0002;
 }
 
 /// Features that are agreed on in INIT.

@@ -39,6 +39,13 @@ impl<'a> Fields<'a> {
         Ok(text)
     }
 
+    /// Reads this number of bytes.
+    pub(super) fn bytes(&mut self, count: usize) -> Result<&'a [u8], Refusal> {
+        let (bytes, rest) = self.0.split_at_checked(count).ok_or(Refusal::Malformed)?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
     /// Reads the name of an entry of a directory.
     pub(super) fn name(&mut self) -> Result<Name<'a>, Refusal> {
         Name::new(self.text()?)
@@ -47,6 +54,10 @@ impl<'a> Fields<'a> {
     /// Returns everything that is left.
     pub(super) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Checks that nothing is left.

@@ -4,6 +4,7 @@
 pub(crate) mod constants;
 mod fields;
 mod name;
+pub(crate) mod record;
 mod refusal;
 mod reply;
 mod request;

@@ -5,6 +5,7 @@ use super::{
     constants::{FSYNC_DATA, GETATTR_FH, feature, opcode, set},
     fields::Fields,
     name::Name,
+    record::Cursor,
     refusal::Refusal,
 };
 use rustix::fs::Timespec;
@@ -139,6 +140,10 @@ pub(crate) enum Operation<'a> {
         offset: u64,
         whence: u32,
     },
+    /// Returns the part of the record that begins there.
+    Save(Cursor),
+    /// A part of a record, see [`super::record`].
+    Restore(&'a [u8]),
 }
 
 /// Reads a request, which must have its complete head. Returns the head also for a request that is
@@ -288,6 +293,8 @@ fn operation(code: u32, mut fields: Fields<'_>) -> Result<Operation<'_>, Refusal
             fields.skip(4)?;
             O::Seek { handle, offset, whence }
         }
+        opcode::SAVE => O::Save(Cursor::read(&mut fields)?),
+        opcode::RESTORE => O::Restore(fields.rest()),
         _ => return Err(Refusal::Unsupported),
     };
     fields.end()?;

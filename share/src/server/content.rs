@@ -2,12 +2,12 @@
 
 use super::{Outcome, PERMISSIONS, Server};
 use crate::{
-    handles::Handle,
+    handles::{Handle, Opened},
     protocol::{Entry, Name, Reply},
     root::{self, guest_flags},
 };
 use rustix::{
-    fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fdatasync, fstat, fsync, ftruncate, seek},
+    fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fdatasync, fsync, ftruncate, seek},
     io::{Errno, pread, pwrite},
 };
 use std::sync::{Arc, PoisonError};
@@ -16,14 +16,15 @@ impl Server {
     pub(super) fn open(&self, node: u64, flags: u32) -> Outcome {
         self.handles().has_room()?;
         let file = self.reopen(node, guest_flags(flags))?;
-        if root::kind(&fstat(&file)?) != libc::S_IFREG {
+        if root::kind(&root::examine(&file)?) != libc::S_IFREG {
             return Err(Errno::ISDIR);
         }
         // Only now that it is the right file.
         if OFlags::from_bits_retain(flags).contains(OFlags::TRUNC) {
             ftruncate(&file, 0)?;
         }
-        let handle = self.handles().add(Handle::File(Arc::new(file)))?;
+        let opened = Opened { node, flags: guest_flags(flags).bits() };
+        let handle = self.handles().add(Handle::File(Arc::new(file)), opened)?;
         Ok(Reply::empty().opened(handle))
     }
 
@@ -37,11 +38,12 @@ impl Server {
         if wanted.contains(OFlags::TRUNC) {
             ftruncate(&file, 0)?;
         }
-        let stat = fstat(&file)?;
+        let stat = root::examine(&file)?;
         let found = root::find(&directory, name)?;
         root::expect(&found, root::Identity::from(&stat))?;
         let node = self.nodes().found(parent, name, found, &stat)?;
-        let handle = match self.handles().add(Handle::File(Arc::new(file))) {
+        let opened = Opened { node, flags: guest_flags(flags).bits() };
+        let handle = match self.handles().add(Handle::File(Arc::new(file)), opened) {
             Ok(handle) => handle,
             Err(error) => {
                 self.nodes().forget(node, 1);

@@ -2,7 +2,7 @@
 
 use super::{Outcome, PERMISSIONS, Server, stale_if_gone};
 use crate::{
-    handles::Handle,
+    handles::{Handle, Opened},
     nodes::ROOT,
     protocol::{Directory, DirectoryEntry, Name, Reply},
     root::{self, Identity},
@@ -95,7 +95,8 @@ impl Server {
     pub(super) fn open_directory(&self, node: u64) -> Outcome {
         self.handles().has_room()?;
         let directory = root::open_directory(self.directory(node)?)?;
-        let handle = self.handles().add(Handle::Directory(Arc::new(Mutex::new(directory))))?;
+        let handle =
+            self.handles().add(Handle::Directory(Arc::new(Mutex::new(directory))), Opened { node, flags: 0 })?;
         Ok(Reply::empty().opened(handle))
     }
 

@@ -5,10 +5,10 @@ use crate::{
     handles::Handle,
     nodes::ROOT,
     protocol::{Reply, Times},
-    root::kind,
+    root::{examine, kind},
 };
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, Timestamps, fchmod, fstat, ftruncate, futimens, readlinkat, utimensat},
+    fs::{AtFlags, Mode, OFlags, Timestamps, chmodat, fchmod, ftruncate, futimens, readlinkat, utimensat},
     io::Errno,
 };
 use std::{
@@ -23,10 +23,10 @@ impl Server {
     pub(super) fn attributes(&self, node: u64, handle: Option<u64>) -> Outcome {
         let stat = match handle {
             Some(handle) => match self.handles().get(handle)? {
-                Handle::File(file) => fstat(&file)?,
-                Handle::Directory(directory) => fstat(&*directory.lock().unwrap_or_else(PoisonError::into_inner))?,
+                Handle::File(file) => examine(&file)?,
+                Handle::Directory(directory) => examine(&*directory.lock().unwrap_or_else(PoisonError::into_inner))?,
             },
-            None => fstat(self.nodes().file(node)?)?,
+            None => examine(self.nodes().file(node)?)?,
         };
         Ok(Reply::attributes(&self.seen(&stat)))
     }
@@ -49,13 +49,26 @@ impl Server {
         match handle {
             Some(handle) => fchmod(self.handles().file(handle)?, mode),
             None => {
-                // Reading may be what the mode forbids so far.
-                let file = match self.reopen(node, OFlags::RDONLY) {
-                    Err(Errno::ACCESS) => self.reopen(node, OFlags::WRONLY)?,
-                    file => file?,
-                };
-                fchmod(file, mode)
+                match self.reopen(node, OFlags::RDONLY) {
+                    // Reading may be what the mode forbids so far.
+                    Err(Errno::ACCESS) => self.set_mode_unopened(node, mode),
+                    file => fchmod(file?, mode),
+                }
             }
+        }
+    }
+
+    /// Sets the mode of a file that its owner may not open.
+    fn set_mode_unopened(&self, node: u64, mode: Mode) -> Result<(), Errno> {
+        let file = self.nodes().file(node)?;
+        match chmod_found(&*file, mode) {
+            // Before Linux 6.6, only a name can be given. At worst this is about another file of the share, which
+            // has taken the name meanwhile: a link leads nowhere else in the mounts of this process.
+            Err(Errno::NOSYS) if node != ROOT && kind(&examine(&file)?) != libc::S_IFLNK => {
+                let place = self.place(node)?;
+                chmodat(&place.parent, &*place.name, mode, AtFlags::empty())
+            }
+            set => set,
         }
     }
 
@@ -72,7 +85,7 @@ impl Server {
             return futimens(self.handles().file(handle)?, &times);
         }
         let file = self.nodes().file(node)?;
-        if node == ROOT || kind(&fstat(&file)?) == libc::S_IFDIR {
+        if node == ROOT || kind(&examine(&file)?) == libc::S_IFDIR {
             return futimens(self.reopen(node, OFlags::RDONLY)?, &times);
         }
         // Also for links, and for files that cannot be opened. At worst this is about another file of the
@@ -99,6 +112,14 @@ fn may_access(file: impl AsFd, mask: u32) -> Result<(), Errno> {
     let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
     // SAFETY: faccessat2(2) reads the string literal only; the descriptor is open during the call.
     let result = unsafe { libc::syscall(libc::SYS_faccessat2, file.as_fd().as_raw_fd(), c"".as_ptr(), mask, flags) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Sets the mode of a file that was found. Fails with ENOSYS before Linux 6.6.
+fn chmod_found(file: impl AsFd, mode: Mode) -> Result<(), Errno> {
+    let (file, mode) = (file.as_fd().as_raw_fd(), mode.as_raw_mode());
+    // SAFETY: fchmodat2(2) reads the string literal only; the descriptor is open during the call.
+    let result = unsafe { libc::syscall(libc::SYS_fchmodat2, file, c"".as_ptr(), mode, libc::AT_EMPTY_PATH) };
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 

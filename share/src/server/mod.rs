@@ -4,6 +4,7 @@
 mod content;
 mod directories;
 mod metadata;
+mod saving;
 mod xattrs;
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
     root::{self, Identity, Root, kind},
 };
 use rustix::{
-    fs::{OFlags, Stat, fstat, fstatvfs},
+    fs::{OFlags, Statx, StatxTimestamp, fstatvfs},
     io::Errno,
     process::{getegid, geteuid},
     rand::{GetRandomFlags, getrandom},
@@ -157,6 +158,8 @@ impl Server {
             O::Access { mask } => self.access(node, mask),
             O::Allocate { handle, offset, length, mode } => self.allocate(handle, offset, length, mode),
             O::Seek { handle, offset, whence } => self.seek(handle, offset, whence),
+            O::Save(cursor) => Ok(self.save(cursor)),
+            O::Restore(part) => self.restore(part),
             // Answered before.
             O::Forget { .. } | O::BatchForget(_) | O::Interrupt => Err(Errno::INVAL),
         }
@@ -187,7 +190,7 @@ impl Server {
     fn look_up(&self, parent: u64, name: Name<'_>) -> Result<Entry, Errno> {
         let directory = self.directory(parent)?;
         let file = root::find(&directory, name)?;
-        let stat = fstat(&file)?;
+        let stat = root::examine(&file)?;
         let node = self.nodes().found(parent, name, file, &stat)?;
         Ok(Entry { node, attributes: self.seen(&stat) })
     }
@@ -200,7 +203,7 @@ impl Server {
     /// Opens the file of a node for data or metadata.
     fn reopen(&self, node: u64, flags: OFlags) -> Result<OwnedFd, Errno> {
         if node == ROOT {
-            let stat = fstat(self.root.file())?;
+            let stat = root::examine(self.root.file())?;
             return if kind(&stat) == libc::S_IFDIR {
                 root::open_directory(self.root.file())
             } else {
@@ -212,29 +215,24 @@ impl Server {
     }
 
     /// Returns attributes as the guest sees them.
-    fn seen(&self, stat: &Stat) -> Attributes {
+    fn seen(&self, stat: &Statx) -> Attributes {
         let id = |host: u32, own: u32, guest: u32| if host == own { guest } else { NOBODY };
-        let unsigned = |value: i64| u64::try_from(value).unwrap_or(0);
-        let time = |seconds: i64, nanoseconds: u64| (seconds.cast_unsigned(), u32::try_from(nanoseconds).unwrap_or(0));
+        let time = |time: StatxTimestamp| (time.tv_sec.cast_unsigned(), time.tv_nsec);
         Attributes {
-            inode: stat.st_ino,
-            size: unsigned(stat.st_size),
-            blocks: unsigned(stat.st_blocks),
-            times: [
-                time(stat.st_atime, stat.st_atime_nsec),
-                time(stat.st_mtime, stat.st_mtime_nsec),
-                time(stat.st_ctime, stat.st_ctime_nsec),
-            ],
-            mode: stat.st_mode & (libc::S_IFMT | PERMISSIONS),
-            links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
-            uid: id(stat.st_uid, self.host.uid, self.settings.owner.uid),
-            gid: id(stat.st_gid, self.host.gid, self.settings.owner.gid),
-            block_size: u32::try_from(stat.st_blksize).unwrap_or(4096),
+            inode: stat.stx_ino,
+            size: stat.stx_size,
+            blocks: stat.stx_blocks,
+            times: [stat.stx_atime, stat.stx_mtime, stat.stx_ctime].map(time),
+            mode: u32::from(stat.stx_mode) & (libc::S_IFMT | PERMISSIONS),
+            links: stat.stx_nlink,
+            uid: id(stat.stx_uid, self.host.uid, self.settings.owner.uid),
+            gid: id(stat.stx_gid, self.host.gid, self.settings.owner.gid),
+            block_size: stat.stx_blksize,
         }
     }
 
     fn identity_of(&self, file: impl AsFd) -> Result<Identity, Errno> {
-        Ok(Identity::from(&fstat(file)?))
+        Ok(Identity::from(&root::examine(file)?))
     }
 }
 

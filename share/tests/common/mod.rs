@@ -16,6 +16,10 @@ pub const ROOT: u64 = 1;
 pub const DIRECTORY: u32 = 0o040_000;
 pub const FILE: u32 = 0o100_000;
 
+/// Requests of the agent.
+pub const SAVE: u32 = 0x5356_0001;
+pub const RESTORE: u32 = 0x5356_0002;
+
 pub const EPERM: i32 = -1;
 pub const ENOENT: i32 = -2;
 pub const EEXIST: i32 = -17;
@@ -262,6 +266,23 @@ impl Guest {
         self.ask(29, node, &fields![handle, 0u32, 0u32, 0u64])?;
         names.sort();
         Ok(names)
+    }
+
+    /// Returns the record of nodes and handles, in parts.
+    pub fn save(&mut self) -> Vec<Vec<u8>> {
+        let (mut cursor, mut parts) = (fields![0u32, 0u32, 0u64], Vec::new());
+        while u32_at(&cursor, 0) != 2 {
+            let part = self.ask(SAVE, 0, &cursor).unwrap();
+            cursor = part[..16].to_vec();
+            parts.push(part[16..].to_vec());
+        }
+        parts
+    }
+
+    pub fn restore(&mut self, parts: &[Vec<u8>]) {
+        for part in parts {
+            self.ask(RESTORE, 0, part).unwrap();
+        }
     }
 
     /// Reads a file by its path.

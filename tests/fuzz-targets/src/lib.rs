@@ -13,6 +13,7 @@ mod frame_decode;
 mod images;
 mod input;
 mod network;
+mod share_requests;
 mod snapshots;
 mod tar_unpack;
 mod workspace_changes;
@@ -24,6 +25,7 @@ pub use images::{
     layer_changes,
 };
 pub use network::{connection_opening, dns_answer, dns_query, egress_frames};
+pub use share_requests::share_requests;
 pub use snapshots::{disk_layers, snapshot_metadata, state_file, state_file_example};
 pub use tar_unpack::tar_unpack;
 pub use workspace_changes::workspace_changes;
@@ -59,6 +61,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "net_device", run: net_device },
     Target { name: "rng_device", run: rng_device },
     Target { name: "serial_console", run: serial_console },
+    Target { name: "share_requests", run: share_requests },
     Target { name: "snapshot_metadata", run: snapshot_metadata },
     Target { name: "state_file", run: state_file },
     Target { name: "tar_unpack", run: tar_unpack },

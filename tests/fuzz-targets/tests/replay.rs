@@ -102,6 +102,7 @@ replay!(
     net_device,
     rng_device,
     serial_console,
+    share_requests,
     snapshot_metadata,
     state_file,
     tar_unpack,

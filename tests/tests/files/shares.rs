@@ -3,7 +3,7 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 use sandboxvm_tests::{
-    home::{Home, SMALL},
+    home::{Home, SMALL, Sandbox},
     waiting::eventually,
 };
 use std::{
@@ -74,6 +74,87 @@ fn git(directory: &Path, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Holds files open until a file of its machine appears.
+const HOLDER: &str = "cd /data/p; exec 3<>/data/open 4</data/gone; touch /root/ready; \
+    while [ ! -e /root/go ]; do sleep 0.2; done; \
+    { cat <&3; echo \"from $(cat /root/go)\" >&3; cat <&4 || echo stale; ls over; } >/root/said 2>&1; touch /root/done";
+/// Writes until a file appears, and notes each failure.
+const WRITER: &str = "until [ -e /root/end ]; do echo x >>/data/log || echo failed >>/root/failed; sleep 0.02; done";
+
+/// Snapshots and forks of a sandbox with live shares, while programs use them.
+fn copies_have_their_files_or_none(home: &Home, sandbox: &Sandbox<'_>, data: &Path, mounts: &[String]) {
+    let refused = |arguments: &[&str], reasons: &[&str]| {
+        let _ = home.cli(arguments).run().fails_with(reasons);
+    };
+    let in_machine = |name: &str, script: &str| home.cli(["exec", name, "--", "sh", "-c", script]).run();
+    fs::write(data.join("open"), "first\n").expect("root may do that");
+    chown(data.join("open"), Some(4242), Some(4343)).expect("root may do that");
+    fs::write(data.join("gone"), "old\n").expect("root may do that");
+    let begin = "for program; do setsid sh -c \"$program\" >/dev/null 2>&1 </dev/null & done; \
+                 while [ ! -e /root/ready ]; do sleep 0.1; done";
+    let _ = sandbox.exec(["sh", "-c", begin, "sh", HOLDER, WRITER]).run().succeeds();
+    let _ = home.cli(["snapshot", "create", "sharer", "kept"]).run().succeeds();
+    fs::write(data.join("new"), "new\n").expect("root may do that");
+    fs::rename(data.join("new"), data.join("gone")).expect("root may do that");
+    fs::write(data.join("a"), "changed\n").expect("root may do that");
+
+    // A snapshot does not choose what of the host is shared, and a share that was read-only stays so.
+    let create = |which: &[&str]| {
+        let flags: Vec<&str> = which.iter().flat_map(|mount| ["-v", mount]).collect();
+        home.cli([&["create", "--from", "kept", "--name", "restored"][..], &flags].concat()).run()
+    };
+    let all: Vec<&str> = mounts.iter().map(String::as_str).collect();
+    let _ = create(&[]).fails_with(&["live share at", "no directory of the host was given", "hint", "-v"]);
+    let writable = all[1].trim_end_matches(":ro");
+    let _ = create(&[all[0], writable, all[2]]).fails_with(&["cannot make the share at /read only writable"]);
+    let _ = create(&["/missing:/data", all[1], all[2]]).fails_with(&["cannot share /missing"]);
+    let _ = create(&all).succeeds();
+
+    // What was open is the same file, or stale; no request failed for the copy.
+    let finish = |name: &str| {
+        let go = format!(
+            "echo {name} >/root/g; mv /root/g /root/go; touch /root/end; while [ ! -e /root/done ]; do sleep 0.1; done"
+        );
+        let _ = in_machine(name, &go).succeeds();
+        in_machine(name, "cat /root/said").succeeds().out()
+    };
+    let failed = |name: &str| in_machine(name, "cat /root/failed").out();
+    assert_eq!(in_machine("restored", "sleep 1; cat /data/a '/read only/f'").succeeds().out(), "changed\nfixed\n");
+    let said = finish("restored");
+    assert!(
+        said.starts_with("first\n") && said.contains("Stale file handle") && said.ends_with("stale\nover\n"),
+        "{said}"
+    );
+    assert_eq!(fs::read_to_string(data.join("open")).expect("it is there"), "first\nfrom restored\n");
+    assert_eq!(failed("restored"), "");
+    let _ = home.cli(["reset", "restored"]).run().succeeds();
+    assert_eq!(in_machine("restored", "ls /root; cat /data/a").succeeds().out(), "ready\nchanged\n");
+    let _ = home.cli(["rm", "-f", "restored"]).run().succeeds();
+
+    // A fork of a writer needs consent. Its copies read what all write, and write only if they may.
+    refused(&["fork", "sharer"], &["can write", "hint", "--share-on-fork"]);
+    let fork =
+        |how: &str| home.cli(["fork", "--share-on-fork", how, "sharer"]).run().succeeds().out().trim().to_owned();
+    let (reader, writer) = (fork("ro"), fork("share"));
+    assert!(in_machine(&reader, "echo >/data/x").err().contains("Read-only file system"));
+    let said = finish(&reader);
+    assert!(said.starts_with("cat: ") && said.ends_with("stale\nover\n") && !said.contains("first"), "{said}");
+    let said = finish(&writer);
+    assert!(said.starts_with("first\nfrom restored\n") && said.ends_with("stale\nover\n"), "{said}");
+    assert_eq!(failed(&writer), "");
+    for copy in [&reader, &writer] {
+        let _ = home.cli(["rm", "-f", copy]).run().succeeds();
+    }
+    let said = finish("sharer");
+    assert_eq!(said, format!("first\nfrom restored\nfrom {writer}\nold\nover\n"));
+    assert_eq!(failed("sharer"), "");
+    let _ = home.cli(["pause", "sharer"]).run().succeeds();
+    refused(&["snapshot", "create", "sharer", "paused"], &["is paused", "hint", "resume"]);
+    let _ = home.cli(["resume", "sharer"]).run().succeeds();
+    let _ = home.cli(["snapshot", "rm", "kept"]).run().succeeds();
+    fs::write(data.join("a"), "host\n").expect("root may do that");
+}
+
 #[test]
 fn shares_are_live_confined_to_their_root_and_served_again() {
     let Some(home) = Home::with_kvm() else { return };
@@ -120,9 +201,7 @@ fn shares_are_live_confined_to_their_root_and_served_again() {
     let _ = sandbox.exec(["sh", "-c", "mkdir /data/p; cd /data/p; exec python3 -c \"$0\"", PROGRAMS]).run().succeeds();
     assert_eq!(&fs::read(data.join("p/mapped")).expect("the guest made it")[5000..5005], b"hello");
 
-    // What the memory of a snapshot would refer to is not in it.
-    let _ = home.cli(["snapshot", "create", "sharer", "kept"]).run().fails_with(&["shares", "not part of a snapshot"]);
-    let _ = home.cli(["fork", "sharer"]).run().fails_with(&["shares"]);
+    copies_have_their_files_or_none(&home, &sandbox, &data, &mounts);
 
     // A process that dies fails what it has open, and another one serves the mount.
     let held = "exec 3>/data/held; echo 1 >&3; touch /data/ready; while [ -e /data/ready ]; do sleep 0.2; done; \

@@ -12,7 +12,7 @@ use crate::{
     runtime, stdio,
 };
 use clap::Args;
-use sandboxvm_manager::Forked;
+use sandboxvm_manager::{Forked, Inheritance, Secrets, SharesOfCopies};
 
 /// Create running copies of a running sandbox and print their IDs
 #[derive(Debug, Args)]
@@ -29,8 +29,20 @@ pub(crate) struct Fork {
     /// Give the copies the secrets and header rules of the sandbox. Without it, requests of a copy that need them fail
     #[arg(long, help_heading = "Network")]
     with_secrets: bool,
+    /// How the copies have the live shares of a sandbox that can write one. They see the same files: share lets them
+    /// write, ro only read [default: refuse to fork such a sandbox]
+    #[arg(long, value_name = "share|ro", help_heading = "Files", value_parser = shares)]
+    share_on_fork: Option<SharesOfCopies>,
     #[command(flatten)]
     rules: RuleOptions,
+}
+
+fn shares(given: &str) -> Result<SharesOfCopies, String> {
+    match given {
+        "share" => Ok(SharesOfCopies::Same),
+        "ro" => Ok(SharesOfCopies::ReadOnly),
+        _ => Err("expected share or ro".to_owned()),
+    }
 }
 
 impl Fork {
@@ -38,13 +50,8 @@ impl Fork {
         let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
-            let copies = async {
-                if self.with_secrets {
-                    sandbox.fork_with_secrets(self.count).await
-                } else {
-                    sandbox.fork(self.count).await
-                }
-            };
+            let secrets = if self.with_secrets { Secrets::Inherited } else { Secrets::Left };
+            let copies = sandbox.fork_with(self.count, Inheritance { secrets, shares: self.share_on_fork });
             let forked = tokio::select! {
                 forked = progress::during("forking", copies) => forked?,
                 _ = signals.next() => return Ok(signals.exit_code()),

@@ -2,7 +2,7 @@
 
 use crate::{
     audit::AuditError,
-    guest::{error::ExecError, in_use::InUseError},
+    guest::{error::ExecError, in_use::InUseError, shares::HoldError},
     home::{directory::DirectoryError, names::NameError},
     limits::admission::AdmissionError,
     record::RecordError,
@@ -30,16 +30,17 @@ pub enum ForkError {
         /// The volume.
         volume: VolumeName,
     },
-    /// Several machines would write one directory, and each would have memory of its files.
-    #[error(
-        "cannot fork sandbox {sandbox}: it shares {} with the host, and copies cannot keep the share", .path.display()
-    )]
-    Share {
+    /// Several machines would write one directory, and the caller has not agreed to that.
+    #[error("cannot fork sandbox {sandbox}: it can write {} of the host, and its copies could as well", .path.display())]
+    WritableShare {
         /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
         /// Path on the host.
         path: PathBuf,
     },
+    /// The live shares cannot be held.
+    #[error("cannot fork the sandbox: {0}")]
+    Hold(#[from] HoldError),
     /// Only a running sandbox can be forked.
     #[error("cannot fork sandbox {sandbox}: it is {state}, and only a running sandbox can be forked")]
     NotRunning {

@@ -6,7 +6,6 @@ use crate::{
     network::{pins::KeptPins, proxy::ProxySpec, record::NetworkRecord, secrets::Kept},
     record::RecordError,
     sandbox::Sandbox,
-    supervision::{self, SupervisionSpec},
 };
 
 /// The network that children inherit: what the sandbox may reach, and the answers that its guest got.
@@ -19,9 +18,12 @@ pub(super) struct Inherited {
 
 /// Whether children have the secrets and header rules of their parent, and its login at the proxy. Otherwise its processes have
 /// placeholders of which no process knows the secrets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Secrets {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Secrets {
+    /// Requests that need them fail.
+    #[default]
     Left,
+    /// They have them.
     Inherited,
 }
 
@@ -44,8 +46,7 @@ impl Inherited {
     pub(super) fn write(&self, directory: &SandboxDirectory) -> Result<(), ForkError> {
         self.kept.write(directory)?;
         self.record.write(directory)?;
-        self.pins.write(directory)?;
-        Ok(supervision::plan(directory, &SupervisionSpec::default(), false)?)
+        Ok(self.pins.write(directory)?)
     }
 }
 

@@ -8,6 +8,7 @@ mod inherited;
 
 pub use error::ForkError;
 pub(crate) use error::MAX_CHILDREN;
+pub use inherited::Secrets;
 
 use crate::{
     audit::Event,
@@ -23,6 +24,7 @@ use crate::{
         flatten::flatten_when_long,
         lineage::{Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
     },
+    supervision::{self, SupervisionSpec},
     vmm::{
         control::{ControlClient, ControlError},
         descriptors::LaunchFiles,
@@ -35,7 +37,7 @@ use crate::{
 };
 use child::{Child, ChildFiles};
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream};
-use inherited::{Inherited, Secrets};
+use inherited::Inherited;
 use sandboxvm_protocol::{
     ids::SandboxId,
     vmm::{ControlReply, ControlRequest, ForkReport, ForkRequest, MAX_FORK_CHILDREN},
@@ -54,6 +56,26 @@ const FORKED_WITHIN: Duration = Duration::from_secs(60);
 /// Time from the fork until the agent of a child has answered: what a restored machine gets, plus
 /// this time for each of its siblings, with which it shares the host's CPUs.
 const READY_WITHIN_EACH: Duration = Duration::from_secs(2);
+
+/// What copies inherit beside what every copy has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Inheritance {
+    /// The secrets, the header rules and the login at the proxy of the sandbox.
+    pub secrets: Secrets,
+    /// The live shares of a sandbox that can write one. `None` refuses to fork it: copies have shares that are
+    /// read-only anyway.
+    pub shares: Option<SharesOfCopies>,
+}
+
+/// What copies have of live shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SharesOfCopies {
+    /// They can write what the sandbox can write: all of them see one directory.
+    Same,
+    /// They can only read.
+    ReadOnly,
+}
+
 /// The copies that a fork made.
 #[derive(Debug)]
 pub struct Forked {
@@ -85,50 +107,51 @@ impl Sandbox {
     /// # Errors
     /// Every [`ForkError`]; no copy is left then.
     pub async fn fork(&self, count: u32) -> Result<Forked, ForkError> {
-        self.fork_with(count, Secrets::Left).await
+        self.fork_with(count, Inheritance::default()).await
     }
 
-    /// Makes copies as [`Self::fork`] does, which have the secrets, the header rules and the login at the proxy of
-    /// this sandbox too.
+    /// Makes copies as [`Self::fork`] does, which inherit more. The caller starts the network and the live shares
+    /// of the copies by [`Self::supervise`].
     ///
     /// # Errors
     /// Every [`ForkError`]; no copy is left then.
-    pub async fn fork_with_secrets(&self, count: u32) -> Result<Forked, ForkError> {
-        self.fork_with(count, Secrets::Inherited).await
-    }
-
-    async fn fork_with(&self, count: u32, secrets: Secrets) -> Result<Forked, ForkError> {
+    pub async fn fork_with(&self, count: u32, inheritance: Inheritance) -> Result<Forked, ForkError> {
         if !(1..=MAX_CHILDREN).contains(&count) {
             return Err(ForkError::Count(count));
         }
         if let Some(volume) = self.record.mounts.writable_volume() {
             return Err(ForkError::WritableVolume { sandbox: self.label(), volume: volume.clone() });
         }
-        if let Some(share) = self.record.mounts.shares().next() {
-            return Err(ForkError::Share { sandbox: self.label(), path: share.path.to_owned() });
+        if let (None, Some(share)) = (inheritance.shares, self.record.mounts.writable_share()) {
+            return Err(ForkError::WritableShare { sandbox: self.label(), path: share.path.to_owned() });
         }
-        let forked = self.fork_all(count, secrets).await;
+        let forked = self.fork_all(count, inheritance).await;
         if let Err(error) = &forked {
             self.trail().note(Event::NotForked { copies: count, reason: error.to_string() });
         }
         forked
     }
 
-    fn fork_all(&self, count: u32, secrets: Secrets) -> BoxFuture<'_, Result<Forked, ForkError>> {
+    fn fork_all(&self, count: u32, inheritance: Inheritance) -> BoxFuture<'_, Result<Forked, ForkError>> {
         Box::pin(async move {
             let began = Instant::now();
             let change = Change::begin(self).await?;
             let SandboxRecord { memory_bytes: memory, disk_bytes, .. } = self.record;
             let mut running = change.running().await?;
             admission::foresee(&self.home, Request { count, memory, disk_bytes })?;
-            let network = Inherited::of(self, secrets).await?;
+            let network = Inherited::of(self, inheritance.secrets).await?;
+            let mounts = match inheritance.shares {
+                Some(SharesOfCopies::ReadOnly) => self.record.mounts.clone().with_read_only_shares(),
+                Some(SharesOfCopies::Same) | None => self.record.mounts.clone(),
+            };
+            let basis = SandboxRecord { mounts, ..self.record.clone() };
             let mut children = Vec::new();
             let mut pauses = Vec::new();
             let mut left = count as usize;
             while left > 0 {
                 let batch = left.min(MAX_FORK_CHILDREN);
                 flatten_when_long(&mut running).await?;
-                let (made, report) = self.fork_batch(&mut running, batch, network.as_ref()).await?;
+                let (made, report) = self.fork_batch(&mut running, batch, &basis, network.as_ref()).await?;
                 children.extend(made);
                 pauses.push(Duration::from_nanos(report.pause_ns));
                 left -= batch;
@@ -163,15 +186,17 @@ impl Sandbox {
         &self,
         running: &mut Running<'_>,
         count: usize,
+        basis: &SandboxRecord,
         network: Option<&Inherited>,
     ) -> Result<(Vec<Child>, ForkReport), ForkError> {
         let mut children = Vec::with_capacity(count);
         let mut handed = Vec::with_capacity(count);
         for _ in 0..count {
-            let (child, files) = self.stage_child(&running.lineage, running.control.speaks(), network)?;
+            let (child, files) = self.stage_child(&running.lineage, running.control.speaks(), basis, network)?;
             children.push(child);
             handed.push(files);
         }
+        let shares = self.hold_shares().await?;
         let top_name = free_name(&self.directory, Kind::Disk)?;
         let top = self.directory.create_file(&top_name)?;
         let mut disk = running.lineage.files.disk.clone();
@@ -186,6 +211,7 @@ impl Sandbox {
         children.iter_mut().for_each(|child| child.is_asked_for = true);
         let reply = running.control.request_with(request, &sent, FORKED_WITHIN).await;
         // A VMM that has ended, as by the removal of this sandbox, makes no child any more.
+        shares.release().await;
         let is_decided = reply.is_ok() || has_ended(&self.directory).await;
         children.iter_mut().for_each(|child| child.is_asked_for = !is_decided);
         let reply = reply?;
@@ -212,6 +238,7 @@ impl Sandbox {
         &self,
         lineage: &Lineage,
         version: u8,
+        basis: &SandboxRecord,
         network: Option<&Inherited>,
     ) -> Result<(Child, ChildFiles), ForkError> {
         let record = SandboxRecord {
@@ -219,7 +246,7 @@ impl Sandbox {
             name: None,
             created_at: SystemTime::now(),
             ephemeral: false,
-            ..self.record.clone()
+            ..basis.clone()
         };
         let staged = Staged::begin(&self.home, record)?;
         staged.admit()?;
@@ -229,6 +256,7 @@ impl Sandbox {
         if let Some(network) = network {
             network.write(directory)?;
         }
+        supervision::plan(directory, &SupervisionSpec::default(), basis.mounts.has_shares())?;
         let shared = lineage.files.disk.iter().chain(lineage.files.baseline.iter().flatten());
         for name in shared {
             directory.link_from(&self.directory, name, name)?;

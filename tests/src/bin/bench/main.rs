@@ -14,6 +14,7 @@ mod reset;
 mod restore;
 mod rig;
 mod server;
+mod shares;
 mod snapshot;
 mod table;
 
@@ -56,6 +57,8 @@ enum Benchmark {
     Neighbours(neighbours::Arguments),
     /// Many clients of `serve` at the same time, with and without a pool
     Server(server::Arguments),
+    /// Jobs with files in a live share, on the own disk, in a workspace and on the host
+    Shares(shares::Arguments),
 }
 
 fn main() {
@@ -75,6 +78,7 @@ fn main() {
         Benchmark::Reclaim(arguments) => reclaim::run(&arguments),
         Benchmark::Neighbours(arguments) => neighbours::run(&arguments),
         Benchmark::Server(arguments) => server::run(&arguments),
+        Benchmark::Shares(arguments) => shares::run(&arguments),
     }
 }
 

@@ -36,6 +36,28 @@ pub(super) struct Keeping {
     pub(super) argument: CString,
 }
 
+/// The delays before a process is replaced. A guest decides when one ends, and must not make the host start one
+/// after the other.
+#[derive(Debug)]
+struct Delays {
+    next: Duration,
+}
+
+impl Default for Delays {
+    fn default() -> Self {
+        Self { next: FIRST_DELAY }
+    }
+}
+
+impl Delays {
+    /// Returns the delay after a process that worked for some time.
+    fn after(&mut self, worked: Duration) -> Duration {
+        let delay = if worked >= WORKED_FOR { FIRST_DELAY } else { self.next };
+        self.next = (2 * delay).min(LONGEST_DELAY);
+        delay
+    }
+}
+
 /// Returns the argument of the process of a share: `ro:0:0`.
 pub(super) fn argument(share: &Share<'_>) -> CString {
     let (uid, gid) = share.owner;
@@ -46,7 +68,7 @@ pub(super) fn argument(share: &Share<'_>) -> CString {
 impl Keeping {
     /// Serves the share until the task is stopped.
     pub(super) async fn run(mut self) {
-        let (mut poll, mut delay) = (POLL, FIRST_DELAY);
+        let (mut poll, mut delays) = (POLL, Delays::default());
         loop {
             let connected = timeout(CONNECTED_WITHIN, connect_share(&self.directory, self.number)).await;
             let Ok(Ok(connection)) = connected else {
@@ -64,14 +86,10 @@ impl Keeping {
                 }
                 Err(error) => Some(format!("cannot start {}: {error}", self.program.display())),
             };
-            if began.elapsed() >= WORKED_FOR {
-                delay = FIRST_DELAY;
-            }
             if let Some(problem) = problem {
                 self.log.note(format_args!("the share at {} is served again: {problem}", self.at));
             }
-            sleep(delay).await;
-            delay = (2 * delay).min(LONGEST_DELAY);
+            sleep(delays.after(began.elapsed())).await;
         }
     }
 
@@ -79,5 +97,26 @@ impl Keeping {
         let group = Group::of(&self.directory);
         let argument = Some(self.argument.as_c_str());
         Child::spawn("process of a share", &self.program, argument, connection, Some(root), group.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_that_end_again_and_again_are_replaced_ever_later() {
+        let mut delays = Delays::default();
+        let quick = Duration::from_millis(1);
+        let first: Vec<Duration> = (0..10).map(|_| delays.after(quick)).collect();
+        assert_eq!((first[0], first[1], first[9]), (FIRST_DELAY, 2 * FIRST_DELAY, LONGEST_DELAY));
+        // As many processes as a guest can make the host start in a minute.
+        let (mut passed, mut started) = (Duration::ZERO, 0);
+        while passed < Duration::from_secs(60) {
+            passed += delays.after(quick);
+            started += 1;
+        }
+        assert_eq!(started, 6);
+        assert_eq!(delays.after(WORKED_FOR), FIRST_DELAY);
     }
 }
