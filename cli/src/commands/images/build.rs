@@ -6,7 +6,7 @@ use crate::{
     failure::Failure,
     images::{self, RegistryOptions},
     options::{
-        network::{BuildNetwork, Network},
+        network::BuildNetwork,
         supervision,
         values::{disk, memory, vcpus},
     },
@@ -23,7 +23,7 @@ use sandboxvm_build::{
     plan::BuildArgs,
 };
 use sandboxvm_images::template::DiskSize;
-use sandboxvm_manager::{MemorySize, VcpuCount, printable};
+use sandboxvm_manager::{MemorySize, NetworkOperator, VcpuCount, printable};
 use std::{
     env, fs, io,
     io::{Read, Write},
@@ -31,6 +31,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+/// What a user can do about a file that cannot be downloaded.
+const DOWNLOADS: &str =
+    "a build downloads what --net and --allow let it reach; a server without TLS needs --plain-http";
 /// Maximum size of a secret in bytes.
 const MAX_SECRET: u64 = 1 << 20;
 /// Bytes of a line of output that are kept while it has no end.
@@ -137,10 +140,13 @@ impl Build {
             opened.settings.reference(tag)?;
         }
         let mut manager = environment::manager()?;
-        let network = self.network.network()?.map(|Network { spec, operator }| {
-            manager = manager.clone().with_network(operator);
-            spec
+        let mut operator = NetworkOperator::default();
+        let network = self.network.network()?.map(|network| {
+            operator = network.operator;
+            manager = manager.clone().with_network(operator.clone());
+            network.spec
         });
+        let downloads = network.as_ref().map(|spec| opened.downloads(&self.registry, spec, &operator)).transpose()?;
         let supervisor = if network.is_some() { Some(supervision::program()?) } else { None };
         let options = MachineOptions {
             vcpus: self.machine.cpus,
@@ -149,6 +155,7 @@ impl Build {
             network,
             supervisor,
             pull: Some(pull(self.registry.clone())),
+            downloads,
             ..MachineOptions::default()
         };
         let bundle = environment::bundle(None, None);
@@ -167,7 +174,11 @@ impl Build {
             Failure::new(error).report();
             return Ok(1);
         }
-        Err(Failure::new(error))
+        let failure = Failure::new(error);
+        Err(match error {
+            BuildError::Step { problem: StepProblem::Download { .. }, .. } => failure.hinted(DOWNLOADS.to_owned()),
+            _ => failure,
+        })
     }
 
     fn dockerfile(&self) -> Result<String, Failure> {
