@@ -1,7 +1,7 @@
 //! An image from a Dockerfile, in real guests.
 
 use crate::{registry, small_image};
-use sandboxvm_tests::home::{Home, SMALL};
+use sandboxvm_tests::home::{Home, SMALL, Sandbox};
 use std::{
     collections::BTreeSet,
     fs,
@@ -254,6 +254,41 @@ fn files_by_url_are_added_within_what_the_build_may_reach() {
     build(&pinned(right), &network).succeeds();
     build(&pinned(&right.replace("ed", "00")), &network).fails_with(&["its digest is sha256:ed7002", "expected"]);
     build("FROM scratch\nADD https://a.example/b.git /x\n", &network).fails_with(&["the git repository"]);
+    home.cli(["image", "prune", "--all"]).run().succeeds();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_template_has_its_start_command_running_and_needs_a_shell() {
+    let Some(home) = Home::with_kvm() else { return };
+    let layout = small_image(&home);
+    home.cli(["image", "load", "-i", layout.to_str().unwrap(), "--name", "example.test/base:1"]).run().succeeds();
+    let context = home.scratch("context");
+    fs::create_dir_all(&context).unwrap();
+    // busybox has no applet of this name.
+    fs::write(context.join("bash"), "#!/bin/sh\nexec /bin/sh \"$@\"\n").unwrap();
+    let template = |text: &str| {
+        fs::write(context.join("Dockerfile"), text).unwrap();
+        let start = "echo $A >/tmp/started; exec sleep 1000";
+        let commands = ["--cmd", start, "--ready-cmd", "[ -e /tmp/started ]"];
+        let machine = ["template", "build", "--name", "web", "-m", SMALL, "--disk", "256M", "-t", "web:1"];
+        home.cli([&machine[..], &commands, &[context.to_str().unwrap()]].concat()).run()
+    };
+    template("FROM example.test/base:1\n").fails_with(&["the image has no /bin/bash"]);
+    assert_eq!(home.cli(["snapshot", "ls", "-q"]).run().succeeds().out(), "");
+    let text = "FROM example.test/base:1\nENV A=of-the-template\nCOPY --chmod=755 bash /bin/bash\n";
+    let made = template(text).succeeds();
+    assert_eq!(made.out(), "template-web\n");
+    assert!(made.err().contains("[templates.web]\nsnapshot = \"template-web\"\nuser = \"app\"\n"), "{}", made.err());
+    let created = home.cli(["create", "--from", "template-web"]).run().succeeds();
+    let sandbox = Sandbox::printed(&home, &created);
+    let seen = sandbox.exec(["sh", "-c", "cat /tmp/started /proc/[0-9]*/cmdline"]).run().succeeds().out();
+    assert!(seen.starts_with("of-the-template\n") && seen.contains("sleep\01000"), "{seen:?}");
+    sandbox.remove();
+    // The next one replaces it, and the image is built as by `build`.
+    assert_eq!(template(&text.replace("of-the-template", "other")).succeeds().out(), "template-web\n");
+    home.cli(["image", "inspect", "web:1"]).run().succeeds();
+    home.cli(["snapshot", "rm", "template-web"]).run().succeeds();
     home.cli(["image", "prune", "--all"]).run().succeeds();
     home.assert_nothing_left();
 }
