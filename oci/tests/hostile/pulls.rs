@@ -26,7 +26,7 @@ fn registry_error(result: Result<sandboxvm_oci::Pulled, Error>) -> RegistryError
     }
 }
 
-/// The exit code of curl(1) when its time is up.
+/// The exit code of curl(1) when its time has expired.
 const CURL_TIMEOUT: i32 = 28;
 
 /// Fetches a URL with a program that has none of the limits of a pull. Returns its exit code, and what it received.

@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(used(&own).await - before, 40);
         let refused = registry.check_storage_for(&own, 30 << 20).await.unwrap_err();
         assert!(matches!(refused, RegistryError::StorageQuota { used_mib: 40.., .. }), "{refused}");
-        // The last build that begins with an image takes them along.
+        // They are removed with the last build that begins with the image.
         assert!(registry.remove_built(&own, "second").unwrap() && ready[1].exists());
         assert!(registry.remove_built(&other, "third").unwrap() && !ready[1].exists());
         assert!(ready[2].exists());
