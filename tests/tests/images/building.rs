@@ -77,9 +77,12 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     home.cli(["image", "load", "-i", layout.to_str().unwrap(), "--name", "example.test/base:1"]).run().succeeds();
     let context = home.scratch("context");
     fs::create_dir_all(context.join("d")).unwrap();
-    for (name, content) in [("Dockerfile", DOCKERFILE), ("a.txt", "hello"), ("d/b", "inner"), ("token", SECRET)] {
+    for (name, content) in [("Dockerfile", DOCKERFILE), ("a.txt", "hello"), ("d/b", "inner")] {
         fs::write(context.join(name), content).unwrap();
     }
+    // A step that binds the context reads all of it.
+    let token = home.scratch("token");
+    fs::write(&token, SECRET).unwrap();
     // The machine mounts its own file over `/etc/hosts`, and file systems in memory over other places.
     for (name, content) in [("etc/hosts", "192.0.2.9 of-the-archive\n"), ("proc/note", "kept"), ("run/daemon/pid", "1")]
     {
@@ -91,7 +94,7 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     let (tree, archive) = (context.join("root"), context.join("root.tar"));
     registry::run("tar", &["-C", tree.to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."]);
     fs::remove_dir_all(tree).unwrap();
-    let secret = format!("id=token,src={}", context.join("token").display());
+    let secret = format!("id=token,src={}", token.display());
     let options = ["-m", SMALL, "--disk", "256M", "-t", "example.test/app:1", "--secret", &secret];
     let build = [&["build"][..], &options, &[context.to_str().unwrap()]].concat();
 
@@ -267,17 +270,17 @@ fn a_template_has_its_start_command_running_and_needs_a_shell() {
     fs::create_dir_all(&context).unwrap();
     // busybox has no applet of this name.
     fs::write(context.join("bash"), "#!/bin/sh\nexec /bin/sh \"$@\"\n").unwrap();
-    let template = |text: &str| {
+    let template = |text: &str, start: &str| {
         fs::write(context.join("Dockerfile"), text).unwrap();
-        let start = "echo $A >/tmp/started; exec sleep 1000";
         let commands = ["--cmd", start, "--ready-cmd", "[ -e /tmp/started ]"];
         let machine = ["template", "build", "--name", "web", "-m", SMALL, "--disk", "256M", "-t", "web:1"];
         home.cli([&machine[..], &commands, &[context.to_str().unwrap()]].concat()).run()
     };
-    template("FROM example.test/base:1\n").fails_with(&["the image has no /bin/bash"]);
+    let start = "echo $A >/tmp/started; exec sleep 1000";
+    template("FROM example.test/base:1\n", start).fails_with(&["the image has no /bin/bash"]);
     assert_eq!(home.cli(["snapshot", "ls", "-q"]).run().succeeds().out(), "");
     let text = "FROM example.test/base:1\nENV A=of-the-template\nCOPY --chmod=755 bash /bin/bash\n";
-    let made = template(text).succeeds();
+    let made = template(text, start).succeeds();
     assert_eq!(made.out(), "template-web\n");
     assert!(made.err().contains("[templates.web]\nsnapshot = \"template-web\"\nuser = \"app\"\n"), "{}", made.err());
     let created = home.cli(["create", "--from", "template-web"]).run().succeeds();
@@ -285,8 +288,10 @@ fn a_template_has_its_start_command_running_and_needs_a_shell() {
     let seen = sandbox.exec(["sh", "-c", "cat /tmp/started /proc/[0-9]*/cmdline"]).run().succeeds().out();
     assert!(seen.starts_with("of-the-template\n") && seen.contains("sleep\01000"), "{seen:?}");
     sandbox.remove();
-    // The next one replaces it, and the image is built as by `build`.
-    assert_eq!(template(&text.replace("of-the-template", "other")).succeeds().out(), "template-web\n");
+    // The next one replaces it, and the image is the one that `build` makes.
+    assert_eq!(template(text, "echo other >/tmp/started").succeeds().out(), "template-web\n");
+    let seen = home.cli(["run", "--from", "template-web", "--", "cat", "/tmp/started"]).run().succeeds().out();
+    assert_eq!(seen, "other\n");
     home.cli(["image", "inspect", "web:1"]).run().succeeds();
     home.cli(["snapshot", "rm", "template-web"]).run().succeeds();
     home.cli(["image", "prune", "--all"]).run().succeeds();
