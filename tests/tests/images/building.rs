@@ -28,9 +28,9 @@ FROM $BASE AS last
 COPY --from=builder --chown=app:extra /src/o* /src/b /opt/
 ADD root.tar /
 USER root
-RUN --mount=target=/ctx --mount=type=bind,source=d,target=/rw,rw --mount=type=tmpfs,target=/mem,size=64k \
-    --mount=from=builder,source=/src/out,target=/opt/bound \
-    cat /ctx/a.txt /ctx/d/b >/opt/seen; (echo x >/ctx/d/b; echo x >/ctx/new; echo x >/opt/bound) 2>&1 | cat >>/opt/seen; \
+RUN --mount=source=d,target=/ctx --mount=source=a.txt,target=/ctx.txt --mount=type=bind,source=d,target=/rw,rw \
+    --mount=type=tmpfs,target=/mem,size=64k --mount=from=builder,source=/src/out,target=/opt/bound \
+    cat /ctx.txt /ctx/b >/opt/seen; (echo x >/ctx/b; echo x >/ctx/new; echo x >/opt/bound) 2>&1 | cat >>/opt/seen; \
     echo changed >/rw/b; cat /rw/b /opt/bound >>/opt/seen; echo kept >/mem/file; cat /mem/file >>/opt/seen; sleep 1000 &
 USER app
 WORKDIR /home/app
@@ -80,7 +80,6 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     for (name, content) in [("Dockerfile", DOCKERFILE), ("a.txt", "hello"), ("d/b", "inner")] {
         fs::write(context.join(name), content).unwrap();
     }
-    // A step that binds the context reads all of it.
     let token = home.scratch("token");
     fs::write(&token, SECRET).unwrap();
     // The machine mounts its own file over `/etc/hosts`, and file systems in memory over other places.
@@ -122,12 +121,12 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     assert_eq!(fs::read_to_string(root.join("home/app/who")).unwrap(), "app\n");
     assert!(!fs::read_to_string(root.join("home/app/seen")).unwrap().contains("sleep"), "a step left a process");
     // What was bound could be read, could not be written to unless the Dockerfile said so, and left nothing behind.
-    let refused = "/bin/sh: can't create /ctx/d/b: Read-only file system\n";
+    let refused = "/bin/sh: can't create /ctx/b: Read-only file system\n";
     let seen = fs::read_to_string(root.join("opt/seen")).unwrap();
     assert!(seen.starts_with(&format!("helloinner{refused}")), "{seen}");
     assert_eq!(seen.matches("Read-only file system").count(), 3, "{seen}");
     assert!(seen.ends_with(&format!("changed\nimage-more 0\n{}\nkept\n", SECRET.len())), "{seen}");
-    for name in ["ctx", "rw", "mem", "opt/bound", ".sandboxvm-binds"] {
+    for name in ["ctx", "ctx.txt", "rw", "mem", "opt/bound", ".sandboxvm-binds"] {
         assert!(!root.join(name).exists(), "{name} is left");
     }
     assert_eq!(fs::read_to_string(context.join("d/b")).unwrap(), "inner");
