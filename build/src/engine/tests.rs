@@ -494,7 +494,7 @@ fn urls_are_downloaded_once_and_their_content_decides() {
         "start sha256:base",
         "extract /opt/tool.tar 0:0",
         "save",
-        "extract /opt/as 1000:1000",
+        "extract /opt/as 1000:100",
         "save",
         "run x as \"\" in /",
         "save",
