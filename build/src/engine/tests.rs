@@ -509,7 +509,8 @@ fn urls_are_downloaded_once_and_their_content_decides() {
     // A file with a stated digest is not asked for while its state is known.
     let digest = sandboxvm_oci::Digest::of(b"two");
     let text = format!("FROM base\nADD --checksum={digest} {url} /opt/\nRUN x\n");
-    assert_eq!(setup.build(&text).0.unwrap().executed, 2);
+    // The state of the same content without one is known.
+    assert_eq!(setup.build(&text).0.unwrap().executed, 1);
     assert_eq!(setup.build(&text).1, ["publish a known layer"]);
     set("three");
     setup.machines.log();
