@@ -9,7 +9,10 @@ pub(crate) use mounts::SECRETS;
 use crate::dockerfile::{
     Check, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, expand, expand_document, split,
 };
-use sandboxvm_oci::config::{Healthcheck, ImageConfig};
+use sandboxvm_oci::{
+    Digest,
+    config::{Healthcheck, ImageConfig},
+};
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
@@ -73,6 +76,8 @@ pub enum Action {
         chown: Option<String>,
         /// Mode of all files.
         chmod: Option<u32>,
+        /// What the digest of the file at a URL has to be.
+        checksum: Option<Digest>,
         /// Whether archives are extracted and URLs fetched.
         is_add: bool,
     },
@@ -230,8 +235,12 @@ pub fn needed(file: &Dockerfile, target: Option<&str>, args: &BuildArgs) -> Resu
         };
         add(base(file, index, args)?);
         for located in &file.stages[index].instructions {
-            if let Instruction::Copy(Copy { from: Some(name), .. }) = &located.instruction {
-                add(find_from(file, index, name));
+            match &located.instruction {
+                Instruction::Copy(Copy { from: Some(name), .. }) => add(find_from(file, index, name)),
+                Instruction::Run(run) => {
+                    run.mounts.iter().filter_map(dockerfile_from).for_each(|name| add(find_from(file, index, name)));
+                }
+                _ => {}
             }
         }
     }
@@ -312,6 +321,17 @@ struct Scope<'a> {
     budget: Cell<usize>,
 }
 
+/// Returns true for a source of `ADD` that is not a file of the context.
+pub(crate) fn is_remote(source: &str) -> bool {
+    ["http://", "https://", "git@", "ssh://", "git://"].iter().any(|scheme| source.starts_with(scheme))
+}
+
+/// Returns true for a source of `ADD` that docker takes for a git repository.
+pub(crate) fn is_repository(source: &str) -> bool {
+    let is_file = source.starts_with("http://") || source.starts_with("https://");
+    is_remote(source) && (!is_file || source.split('#').next().is_some_and(|url| url.ends_with(".git")))
+}
+
 /// Adds `item` to a set that keeps its order.
 fn insert(set: &mut Vec<String>, item: String) {
     if !set.contains(&item) {
@@ -355,6 +375,18 @@ impl Scope<'_> {
 
     fn path(&self, path: &str) -> String {
         joined(&format!("/{}", self.config.working_dir), path)
+    }
+
+    /// Returns what the digest of the one file of `ADD` has to be.
+    fn checksum(&self, copy: &Copy) -> Result<Option<Digest>, String> {
+        let Some(word) = &copy.checksum else { return Ok(None) };
+        let is_file = matches!(&copy.sources[..], [source] if self.word(source).is_ok_and(|source| is_remote(&source)));
+        if !is_file || !copy.inline.is_empty() {
+            return Err("ADD --checksum needs a single source, which is a URL".into());
+        }
+        let text = self.word(word)?;
+        let invalid = |_| format!("invalid checksum {text:?}: expected sha256: and 64 digits (0-9, a-f)");
+        text.parse().map(Some).map_err(invalid)
     }
 
     fn program(&self, command: &Command) -> Vec<String> {
@@ -456,6 +488,7 @@ impl Scope<'_> {
                     sources: self.words(&copy.sources)?,
                     inline,
                     target: self.path(&self.word(&copy.target)?),
+                    checksum: self.checksum(copy)?,
                     chown: copy.chown.as_ref().map(|word| self.word(word)).transpose()?,
                     chmod: copy.chmod,
                     is_add: copy.is_add,
@@ -463,6 +496,14 @@ impl Scope<'_> {
             }
         }
         Ok(None)
+    }
+}
+
+/// Returns the stage or image that a mount takes files from.
+fn dockerfile_from(mount: &crate::dockerfile::Mount) -> Option<&str> {
+    match mount {
+        crate::dockerfile::Mount::Bind { from, .. } => from.as_deref(),
+        _ => None,
     }
 }
 

@@ -14,7 +14,7 @@ const GROUPS: [(&str, &[&str]); 8] = [
     ("Snapshots", &["snapshot", "fork", "reset"]),
     ("Workspaces", &["changes", "apply", "discard"]),
     ("Volumes", &["volume"]),
-    ("Images", &["image", "build", "commit"]),
+    ("Images", &["image", "build", "commit", "template"]),
     ("Server", &["serve", "key", "mcp"]),
     ("Host", &["doctor", "prune", "events", "audit", "completion"]),
 ];

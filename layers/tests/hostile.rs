@@ -7,7 +7,11 @@ mod common;
 use common::{archive, directory, entry, file, image};
 use sandboxvm_archive::Kind;
 use sandboxvm_layers::Limits;
-use std::time::{Duration, Instant};
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 fn refused_with(layers: &[Vec<u8>], limits: &Limits, message: &str) {
     let error = image(layers, limits).unwrap_err().to_string();
@@ -29,6 +33,30 @@ fn names_that_no_file_can_have_are_refused() {
     refused(&[file(".", "root")], "root of the image");
     refused(&[file(&format!("{}x", "a\0b/".repeat(60)), "")], "NUL");
     assert!(image(&[archive(&[file(&"x".repeat(255), "")])], &Limits::default()).is_ok());
+}
+
+#[test]
+fn names_lead_a_plain_tar_out_of_its_directory_and_not_the_layers_of_an_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, outside) = (directory.path().join("root"), directory.path().join("outside"));
+    for path in [&root, &outside] {
+        std::fs::create_dir(path).unwrap();
+    }
+    let link = (entry("way", Kind::Symlink(outside.to_str().unwrap().into())), vec![]);
+    let layers = [archive(&[link, file("../outside/one", "1")]), archive(&[file("way/two", "2")])];
+    for layer in &layers {
+        let tar = Command::new("tar").arg("-C").arg(&root).args(["-xPf", "-"]).stdin(Stdio::piped()).spawn();
+        let mut tar = tar.expect("tar is installed");
+        tar.stdin.take().unwrap().write_all(layer).unwrap();
+        assert!(tar.wait().unwrap().success());
+    }
+    let written = |name: &str| std::fs::read_to_string(outside.join(name)).ok();
+    assert_eq!((written("one").as_deref(), written("two").as_deref()), (Some("1"), Some("2")));
+    refused_with(&layers, &Limits::default(), "\"..\"");
+    // The target of the link is a place in the image.
+    let link = (entry("way", Kind::Symlink(b"/outside".to_vec())), vec![]);
+    let tree = common::tree(&[archive(&[link]), archive(&[file("way/three", "3")])]);
+    assert!(tree.contains_key("outside/three") && written("three").is_none());
 }
 
 #[test]

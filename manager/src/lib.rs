@@ -109,6 +109,7 @@ pub use mounts::{
 };
 pub use network::{
     advice::Advice,
+    download::{DownloadReach, is_of_this_host},
     operator::{NetworkOperator, Permitted, Provided},
     policy_file::{NamedReach, OperatorTable, PolicyError, PolicyFile},
     proxy::{ProxyError, ProxySpec},

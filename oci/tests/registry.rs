@@ -280,6 +280,16 @@ async fn redirect_to_another_host_receives_no_credentials() {
     let requests = requests.lock().unwrap();
     assert_eq!(requests.len(), 1);
     assert!(!requests[0].to_lowercase().contains("authorization"), "{}", requests[0]);
+    drop(requests);
+    // A client that trusts every redirect sends them.
+    let found = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned();
+    let (other, requests) = fixed_server(found);
+    let location = format!("Location: http://localhost:{other}/x");
+    let (redirecting, _) = fixed_server(format!(
+        "HTTP/1.1 307 Temporary Redirect\r\n{location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    ));
+    run("curl", &["-s", "--location-trusted", "-u", "user:secret", &format!("http://localhost:{redirecting}/")]);
+    assert!(requests.lock().unwrap()[0].to_lowercase().contains("authorization: basic"));
 }
 
 #[test]

@@ -256,10 +256,12 @@ impl Source<'_> {
     ) -> Result<Copy> {
         let name = if is_add { "ADD" } else { "COPY" };
         let target = dest.value.to_string();
-        let mut copy = Copy { is_add, from: None, chown: None, chmod: None, sources: vec![], inline: vec![], target };
+        let (sources, inline) = (Vec::new(), Vec::new());
+        let mut copy = Copy { is_add, from: None, chown: None, chmod: None, checksum: None, sources, inline, target };
         for flag in flags {
             match flag.name.value.as_ref() {
                 "from" if !is_add => copy.from = Some(value(flag)?),
+                "checksum" if is_add => copy.checksum = Some(value(flag)?),
                 "chown" => copy.chown = Some(value(flag)?),
                 "chmod" => {
                     let text = value(flag)?;
@@ -267,7 +269,7 @@ impl Source<'_> {
                     copy.chmod =
                         Some(mode.ok_or_else(|| format!("invalid mode {text:?}: expected 0 to 7777 (octal)"))?);
                 }
-                other => return Err(unknown(name, other, "--chown, --chmod, or --from of COPY")),
+                other => return Err(unknown(name, other, "--chown, --chmod, --from of COPY, or --checksum of ADD")),
             }
         }
         for source in src {
@@ -368,30 +370,60 @@ fn has_here_document(text: &str) -> bool {
 fn mount(text: &str) -> Result<Mount> {
     // A mount without a type is a bind mount.
     let kind = text.split(',').rev().find_map(|field| field.strip_prefix("type=")).unwrap_or("bind");
-    if !matches!(kind, "cache" | "secret") {
-        return Err(format!("--mount=type={kind} is not supported: expected cache or secret"));
+    match kind {
+        "bind" | "cache" | "secret" | "tmpfs" => {}
+        "ssh" => {
+            return Err("--mount=type=ssh is not supported: a sandbox has no connection to the SSH agent of the \
+                        host; use type=secret for a key of this build"
+                .into());
+        }
+        kind => return Err(format!("--mount=type={kind} is not supported: expected bind, cache, secret or tmpfs")),
     }
     let (mut id, mut target, mut required) = (None, None, false);
+    let (mut from, mut source, mut size, mut writable) = (None, None, None, false);
     for field in text.split(',') {
         let (name, value) = field.split_once('=').unwrap_or((field, "true"));
-        match name {
-            "type" => {}
-            "id" => id = Some(value.to_owned()),
-            "target" | "dst" | "destination" => target = Some(value.to_owned()),
-            "required" => required = value == "true",
-            "readonly" | "ro" if value == "true" => {}
-            "sharing" if matches!(value, "shared" | "locked" | "private") => {}
-            _ => return Err(format!("--mount field {field:?} is not supported")),
+        match (kind, name) {
+            (_, "type") => {}
+            ("cache" | "secret", "id") => id = Some(value.to_owned()),
+            (_, "target" | "dst" | "destination") => target = Some(value.to_owned()),
+            ("secret", "required") => required = value == "true",
+            (_, "readonly" | "ro") if value == "true" => {}
+            ("bind", "readonly" | "ro") if value == "false" => writable = true,
+            ("bind", "rw" | "readwrite") => writable = value == "true",
+            ("bind", "from") => from = Some(value.to_owned()),
+            ("bind", "source" | "src") => source = Some(value.to_owned()),
+            ("tmpfs", "size") => size = Some(bytes(value).ok_or_else(|| format!("invalid size {value:?} of a tmpfs"))?),
+            ("cache", "sharing") if matches!(value, "shared" | "locked" | "private") => {}
+            _ => return Err(format!("--mount=type={kind} field {field:?} is not supported")),
         }
     }
-    if kind == "cache" {
-        let target = target.ok_or("--mount=type=cache has no target")?;
-        return Ok(Mount::Cache { id, target });
+    if kind == "secret" {
+        if id.is_none() && target.is_none() {
+            return Err("--mount=type=secret has no id: expected id=NAME without a slash".into());
+        }
+        return Ok(Mount::Secret { id, target, required });
     }
-    if id.is_none() && target.is_none() {
-        return Err("--mount=type=secret has no id: expected id=NAME without a slash".into());
-    }
-    Ok(Mount::Secret { id, target, required })
+    let target = target.ok_or_else(|| format!("--mount=type={kind} has no target"))?;
+    Ok(match kind {
+        "cache" => Mount::Cache { id, target },
+        "tmpfs" => Mount::Tmpfs { target, size },
+        _ => Mount::Bind { from, source, target, writable },
+    })
+}
+
+/// Parses a size such as `64m`, in powers of 1024, as docker does.
+fn bytes(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit()).unwrap_or(lower.len());
+    let shift = match &lower[digits..] {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return None,
+    };
+    lower[..digits].parse::<u64>().ok()?.checked_mul(1 << shift).filter(|bytes| *bytes > 0)
 }
 
 #[cfg(test)]
@@ -443,6 +475,22 @@ mod tests {
         assert!(run.no_network);
         assert_eq!(run.command, Command::Exec(vec!["a".into(), "b".into()]));
         assert_eq!(run.mounts[0], Mount::Secret { id: Some("k".into()), target: None, required: false });
+        let mount = |flag: &str| match first(&format!("RUN --mount={flag} x")) {
+            Instruction::Run(mut run) => run.mounts.remove(0),
+            other => panic!("{other:?}"),
+        };
+        let bind = |from: Option<&str>, source: Option<&str>, writable| Mount::Bind {
+            from: from.map(str::to_owned),
+            source: source.map(str::to_owned),
+            target: "/t".into(),
+            writable,
+        };
+        assert_eq!(mount("target=/t"), bind(None, None, false));
+        assert_eq!(mount("type=bind,from=b,src=s,dst=/t,rw"), bind(Some("b"), Some("s"), true));
+        assert_eq!(mount("type=bind,target=/t,ro"), bind(None, None, false));
+        assert_eq!(mount("type=tmpfs,target=/t,size=2m"), Mount::Tmpfs { target: "/t".into(), size: Some(2 << 20) });
+        let Instruction::Copy(add) = first("ADD --checksum=sha256:ab https://a.example/b /c/") else { panic!() };
+        assert_eq!(add.checksum.as_deref(), Some("sha256:ab"));
     }
 
     #[test]
@@ -451,17 +499,20 @@ mod tests {
         assert_eq!(refused("FROM a\n\nONBUILD RUN x\n"), "D:3: ONBUILD is not supported");
         let script = refused("FROM a\nRUN <<EOF\n#!/usr/bin/env python3\nprint(1)\nEOF\n");
         assert!(script.starts_with("D:2: a here-document with #! is not supported"), "{script}");
-        for mount in ["type=bind,target=/x,from=b", "target=/x", "from=b,target=/x"] {
-            let error = refused(&format!("FROM a\nRUN --mount={mount} y\n"));
-            assert_eq!(error, "D:2: --mount=type=bind is not supported: expected cache or secret");
-        }
+        let ssh = refused("FROM a\nRUN --mount=type=ssh y\n");
+        assert!(ssh.starts_with("D:2: --mount=type=ssh is not supported: a sandbox has no connection"), "{ssh}");
         for text in [
             "",
             "RUN x",
             "FROM a\nRUN --security=insecure x",
             "FROM a\nCOPY --link a b",
             "FROM a\nNOPE x",
-            "FROM a\nRUN --mount=type=tmpfs,target=/x y",
+            "FROM a\nRUN --mount=type=tmpfs,target=/x,from=b y",
+            "FROM a\nRUN --mount=type=tmpfs,target=/x,size=0 y",
+            "FROM a\nRUN --mount=type=bind,target=/x,id=b y",
+            "FROM a\nRUN --mount=type=bind y",
+            "FROM a\nRUN --mount=type=npipe,target=/x y",
+            "FROM a\nCOPY --checksum=sha256:00 a b",
             "FROM a\nRUN --mount=type=cache,from=b,target=/x y",
             "FROM a\nCOPY --chmod=9 a b",
             "FROM a AS 1x",

@@ -128,6 +128,8 @@ pub struct Copy {
     pub chown: Option<String>,
     /// Mode of `--chmod`, at most 0o7777.
     pub chmod: Option<u32>,
+    /// Digest of `--checksum`, with variables.
+    pub checksum: Option<String>,
     /// Paths, patterns or URLs.
     pub sources: Vec<String>,
     /// Files whose content is in the Dockerfile.
@@ -176,5 +178,23 @@ pub enum Mount {
         target: Option<String>,
         /// Whether the build fails without it.
         required: bool,
+    },
+    /// Files of the context, of a stage or of an image, which are not part of the result.
+    Bind {
+        /// Stage or image. `None`: the context.
+        from: Option<String>,
+        /// File or directory there. `None`: its root.
+        source: Option<String>,
+        /// File or directory in the machine.
+        target: String,
+        /// Whether the step may write to it. What it writes is lost.
+        writable: bool,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Directory in the machine.
+        target: String,
+        /// Maximum size in bytes. `None`: half of the memory.
+        size: Option<u64>,
     },
 }

@@ -5,6 +5,7 @@ use super::{
     Build,
     arrange::{self, Arranged, Pattern, Place},
     blocking::blocking,
+    downloads::{self, As},
     error::StepProblem,
     machine::{Disk, Found, Machine, Machines, Owner},
     users::{self, NoGroup},
@@ -12,10 +13,11 @@ use super::{
 use crate::{
     context::{ContextError, Target},
     dockerfile::Inline,
-    plan::Action,
+    plan::{Action, is_remote},
 };
 use flate2::read::MultiGzDecoder;
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
+use sandboxvm_oci::Digest;
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
@@ -29,7 +31,7 @@ const MAX_ARCHIVE: u64 = 16 << 30;
 
 impl<M: Machines> Build<'_, M> {
     pub(super) async fn copy<D: Disk>(&mut self, machine: &mut D, action: &Action) -> Result<(), StepProblem> {
-        let Action::Copy { from, sources, inline, target, chown, chmod, is_add } = action else {
+        let Action::Copy { from, sources, inline, target, chown, chmod, checksum, is_add } = action else {
             // `execute` passes each action to the function for its kind.
             unreachable!("called for COPY")
         };
@@ -51,7 +53,11 @@ impl<M: Machines> Build<'_, M> {
             None if sources.is_empty() => Ok(()),
             None if *is_add => {
                 for source in sources {
-                    self.add(machine, source, place).await?;
+                    if is_remote(source) {
+                        self.add_remote(machine, source, *checksum, place).await?;
+                    } else {
+                        self.add(machine, source, place).await?;
+                    }
                 }
                 Ok(())
             }
@@ -76,7 +82,7 @@ impl<M: Machines> Build<'_, M> {
         }
     }
 
-    async fn arranged(
+    pub(super) async fn arranged(
         &self,
         mut whole: File,
         source: String,
@@ -88,7 +94,7 @@ impl<M: Machines> Build<'_, M> {
     }
 
     /// Writes files of the context as an archive. Returns whether the target is a directory afterwards.
-    async fn selected(&self, sources: Vec<String>, place: Place<'_>) -> Result<(File, bool), StepProblem> {
+    pub(super) async fn selected(&self, sources: Vec<String>, place: Place<'_>) -> Result<(File, bool), StepProblem> {
         let (context, output) = (self.request.context.clone(), self.machines.scratch()?);
         let (target, Place { is_directory, owner, chmod, .. }) = (place.target.to_owned(), place.of(""));
         blocking(move || {
@@ -97,6 +103,25 @@ impl<M: Machines> Build<'_, M> {
             Ok::<_, ContextError>((archive, selected.into_directory()))
         })
         .await
+    }
+
+    /// Copies the file at a URL. Archives are not extracted.
+    async fn add_remote<D: Disk>(
+        &self,
+        machine: &mut D,
+        url: &str,
+        checksum: Option<Digest>,
+        place: Place<'_>,
+    ) -> Result<(), StepProblem> {
+        let target = place.target.trim_matches('/');
+        let path = match place.is_directory {
+            true => format!("{target}/{}", downloads::name(url)?),
+            false => target.to_owned(),
+        };
+        let path = path.trim_start_matches('/');
+        let there = As { path, owner: place.owner.unwrap_or_default(), chmod: place.chmod };
+        let archive = self.staging.downloads.archive(self.machines, url, checksum, there).await?;
+        deliver(machine, place, place.is_directory, archive).await
     }
 
     /// Copies a source of `ADD`, or extracts it if it is a tar archive.
@@ -141,7 +166,7 @@ impl<M: Machines> Build<'_, M> {
 }
 
 /// Makes the directory that the files need, and extracts the archive.
-async fn deliver<D: Disk>(
+pub(super) async fn deliver<D: Disk>(
     disk: &mut D,
     place: Place<'_>,
     into_directory: bool,

@@ -79,6 +79,17 @@ pub enum StepProblem {
     /// A stage that the step copies from.
     #[error(transparent)]
     Stage(Box<BuildError>),
+    /// A file of `ADD` cannot be downloaded.
+    #[error("cannot download {url}: {problem}")]
+    Download {
+        /// Its URL.
+        url: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A git repository of `ADD`.
+    #[error("ADD of the git repository {0:?} is not supported: its content would be read outside of a sandbox")]
+    Repository(String),
     /// A secret was not given.
     #[error("secret {0:?} is required, and the build has none of this ID")]
     Secret(String),

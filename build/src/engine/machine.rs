@@ -2,7 +2,8 @@
 //! implements with sandboxes, and tests with a recorder. May not know how a machine works.
 
 use crate::key::Key;
-use sandboxvm_oci::config::ImageConfig;
+use sandboxvm_archive::Timestamp;
+use sandboxvm_oci::{Digest, config::ImageConfig};
 use std::{
     error::Error,
     fs::File,
@@ -56,6 +57,34 @@ pub enum Stream {
     Stdout,
     /// Standard error.
     Stderr,
+}
+
+/// A file that was downloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Downloaded {
+    /// Size in bytes.
+    pub size: u64,
+    /// Digest of the content.
+    pub digest: Digest,
+    /// When it was changed last, or the Unix epoch.
+    pub modified: Timestamp,
+}
+
+/// What a step finds at a path that is mounted for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mounted<'a> {
+    /// Another file or directory of the machine.
+    Bind {
+        /// Its path.
+        source: &'a str,
+        /// Whether it can be written to.
+        writable: bool,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Maximum size in bytes. `None`: half of the memory.
+        size: Option<u64>,
+    },
 }
 
 /// What a path of a machine is, after symbolic links.
@@ -114,6 +143,12 @@ pub trait Machine: Disk {
     /// link at `path` is followed. Returns false if there is nothing at `path`.
     fn archive(&mut self, path: &str, output: &mut File) -> impl Future<Output = Done<bool>> + Send;
 
+    /// Mounts something at a path that exists.
+    fn mount(&mut self, target: &str, what: Mounted<'_>) -> impl Future<Output = Done<()>> + Send;
+
+    /// Undoes [`Self::mount`], also if processes of the machine mounted more there or undid it.
+    fn unmount(&mut self, target: &str) -> impl Future<Output = Done<()>> + Send;
+
     /// Removes a file or tree, if there is one.
     fn remove(&mut self, path: &str) -> impl Future<Output = Done<()>> + Send;
 
@@ -168,6 +203,9 @@ pub trait Machines: Sync {
     /// Returns what decides the results of steps apart from images, such as the network. It is part of
     /// all keys, and may not contain a secret.
     fn surroundings(&self) -> Vec<u8>;
+
+    /// Downloads the file at a URL, within what the build may reach. `output` receives at most `maximum` bytes.
+    fn download(&self, url: &str, maximum: u64, output: File) -> impl Future<Output = Done<Downloaded>> + Send;
 
     /// Starts a machine from an image.
     fn start(&self, image: &BaseImage) -> impl Future<Output = Done<Self::Machine>> + Send;

@@ -16,6 +16,7 @@
 pub(crate) mod arrange;
 mod blocking;
 mod copying;
+mod downloads;
 mod error;
 mod host_disk;
 mod leading;
@@ -37,7 +38,8 @@ pub(crate) use blocking::blocking;
 pub(crate) use copying::prepare;
 pub use error::{BuildError, StepProblem};
 pub use machine::{
-    BaseImage, Disk, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, StepLayer, Stream,
+    BaseImage, Disk, Done, Downloaded, Found, Machine, MachineError, Machines, Mounted, NewImage, Owner, Process,
+    StepLayer, Stream,
 };
 pub use progress::{Event, Progress};
 pub(crate) use secrets::Output;

@@ -1,11 +1,12 @@
 //! Machines for tests: a tree in memory, and a log of everything that the engine asks for.
 
 use super::machine::{
-    BaseImage, Disk, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, StepLayer, Stream,
+    BaseImage, Disk, Done, Downloaded, Found, Machine, MachineError, Machines, Mounted, NewImage, Owner, Process,
+    StepLayer, Stream,
 };
 use crate::key::Key;
 use sandboxvm_archive::{Entry, Kind, Reader, Timestamp, Writer};
-use sandboxvm_oci::config::ImageConfig;
+use sandboxvm_oci::{Digest, config::ImageConfig};
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
     /// Number of archives that were extracted below mounts.
     pub(crate) below_mounts: usize,
     pub(crate) surroundings: Vec<u8>,
+    /// The files that can be downloaded, by URL.
+    pub(crate) urls: BTreeMap<String, Vec<u8>>,
     /// A file of the host, and what is written to it when a process runs.
     pub(crate) on_run: Option<(PathBuf, Vec<u8>)>,
 }
@@ -183,6 +186,24 @@ impl Machine for Recorded {
         Ok(!is_empty)
     }
 
+    async fn mount(&mut self, target: &str, what: Mounted<'_>) -> Done<()> {
+        self.note(format!("mount {what:?} at {target}"));
+        let Mounted::Bind { source, .. } = what else { return Ok(()) };
+        let inner = self
+            .tree
+            .iter()
+            .filter_map(|(name, file)| Some((format!("{target}{}", below(name, source)?), file.clone())));
+        let inner: Vec<_> = inner.collect();
+        self.tree.extend(inner);
+        Ok(())
+    }
+
+    async fn unmount(&mut self, target: &str) -> Done<()> {
+        self.note(format!("unmount {target}"));
+        self.tree.retain(|name, _| below(name, target).is_none_or(str::is_empty));
+        Ok(())
+    }
+
     async fn remove(&mut self, path: &str) -> Done<()> {
         self.note(format!("remove {path}"));
         self.tree.retain(|name, _| below(name, path).is_none());
@@ -214,6 +235,16 @@ impl Machines for Recorder {
 
     fn surroundings(&self) -> Vec<u8> {
         self.0.lock().unwrap().surroundings.clone()
+    }
+
+    async fn download(&self, url: &str, maximum: u64, mut output: File) -> Done<Downloaded> {
+        let mut shared = self.0.lock().unwrap();
+        shared.log.push(format!("download {url}"));
+        let content = shared.urls.get(url).cloned().ok_or_else(|| MachineError::new("there is no such file"))?;
+        assert!(content.len() as u64 <= maximum);
+        output.write_all(&content).unwrap();
+        let modified = Timestamp { seconds: 100, nanoseconds: 0 };
+        Ok(Downloaded { size: content.len() as u64, digest: Digest::of(&content), modified })
     }
 
     async fn start(&self, image: &BaseImage) -> Done<Recorded> {

@@ -2,23 +2,29 @@
 //! machine, and are removed after the step.
 
 use super::{
-    Build, arrange,
+    Build,
+    arrange::{self, Pattern, Place},
     blocking::blocking,
+    copying::deliver,
     error::StepProblem,
-    machine::{Disk, Found, Machine, Machines, Owner, Process},
+    machine::{Disk, Found, Machine, Machines, Mounted, Owner, Process},
     progress::Event,
     secrets::Output,
 };
-use crate::plan::{Action, Mount, SECRETS};
+use crate::plan::{Action, Base, Mount, SECRETS};
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
 };
 
+/// Directory of the disk with the files of bind mounts, during a step.
+const BINDS: &str = "/.sandboxvm-binds";
+
 /// What has to be undone after a step.
 enum Undo<'a> {
     Remove(String),
+    Unmount(String),
     /// Keep the content of a cache mount, then restore what was there.
     Cache {
         id: &'a str,
@@ -43,6 +49,20 @@ impl<M: Machines> Build<'_, M> {
             if let Mount::Cache { id, target } = mount {
                 let before = self.mount_cache(machine, id, target).await?;
                 undo.push(Undo::Cache { id, target, before });
+            }
+        }
+        for (at, mount) in mounts.iter().enumerate() {
+            match mount {
+                Mount::Bind { from, source, target, writable } => {
+                    let from = from.as_ref();
+                    self.mount_bind(machine, Bind { at, from, source, target, writable: *writable }, &mut undo).await?;
+                }
+                Mount::Tmpfs { target, size } => {
+                    mount_point(machine, target, Found::Directory, &mut undo).await?;
+                    machine.mount(target, Mounted::Tmpfs { size: *size }).await?;
+                    undo.push(Undo::Unmount(target.clone()));
+                }
+                Mount::Cache { .. } | Mount::Secret { .. } => {}
             }
         }
         for mount in mounts {
@@ -71,6 +91,7 @@ impl<M: Machines> Build<'_, M> {
         for done in undo.into_iter().rev() {
             match done {
                 Undo::Remove(path) => machine.remove(&path).await?,
+                Undo::Unmount(path) => machine.unmount(&path).await?,
                 Undo::Cache { id, target, before } => {
                     self.keep(machine, id, target).await?;
                     machine.remove(target).await?;
@@ -80,6 +101,41 @@ impl<M: Machines> Build<'_, M> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Puts files into a directory of the disk that is removed after the step, and mounts them at the target.
+    async fn mount_bind(
+        &mut self,
+        machine: &mut M::Machine,
+        bind: Bind<'_>,
+        undo: &mut Vec<Undo<'_>>,
+    ) -> Result<(), StepProblem> {
+        let Bind { at, from, source, target, writable } = bind;
+        if !undo.iter().any(|undo| matches!(undo, Undo::Remove(path) if path == BINDS)) {
+            if machine.find(BINDS).await?.is_some() {
+                return Err(StepProblem::Unsupported(format!("an image that has {BINDS}")));
+            }
+            undo.push(Undo::Remove(BINDS.to_owned()));
+        }
+        let place = Place { target: &format!("{BINDS}/{at}"), is_directory: false, owner: None, chmod: None };
+        let (archive, into_directory) = match from {
+            None => self.selected(vec![source.to_owned()], place).await?,
+            Some(from) => {
+                let (staging, pattern) = (self.staging, Pattern::of(source));
+                let mut whole = self.machines.scratch()?;
+                if !self.source(staging.source(from)?).await?.archive(&pattern.root, &mut whole).await? {
+                    return Err(StepProblem::Missing(source.to_owned()));
+                }
+                let (archive, arranged) = self.arranged(whole, source.to_owned(), pattern, place).await?;
+                (archive, arranged.into_directory)
+            }
+        };
+        deliver(machine, place, into_directory, archive).await?;
+        let found = if into_directory { Found::Directory } else { Found::File };
+        mount_point(machine, target, found, undo).await?;
+        machine.mount(target, Mounted::Bind { source: place.target, writable }).await?;
+        undo.push(Undo::Unmount(target.to_owned()));
         Ok(())
     }
 
@@ -166,6 +222,51 @@ impl<M: Machines> Build<'_, M> {
         let mut renamed = renamed(archive, target, self.machines.scratch()?).await?;
         Ok(machine.extract(&mut renamed).await?)
     }
+}
+
+/// A bind mount of a step.
+struct Bind<'a> {
+    /// Its position among the mounts of the step.
+    at: usize,
+    from: Option<&'a Base>,
+    source: &'a str,
+    target: &'a str,
+    writable: bool,
+}
+
+/// Makes what something is mounted over, unless it is there.
+async fn mount_point<M: Machine>(
+    machine: &mut M,
+    target: &str,
+    wanted: Found,
+    undo: &mut Vec<Undo<'_>>,
+) -> Result<(), StepProblem> {
+    match machine.find(target).await? {
+        Some(found) if found == wanted => return Ok(()),
+        Some(Found::File) => {
+            return Err(StepProblem::Unsupported(format!("a mount of a directory over {target}, which is a file,")));
+        }
+        Some(Found::Directory) => {
+            return Err(StepProblem::Unsupported(format!("a mount of a file over {target}, which is a directory,")));
+        }
+        None => {}
+    }
+    if wanted == Found::Directory {
+        machine.make_directory(target, Owner::default()).await?;
+    } else {
+        let above = target.rsplit_once('/').map_or("", |(above, _)| above);
+        if !above.is_empty() {
+            machine.make_directory(above, Owner::default()).await?;
+        }
+        let (path, kind) = (target.trim_matches('/').as_bytes().to_vec(), Kind::File { size: 0, extents: None });
+        let (modified, attributes) = (Timestamp::default(), Vec::new());
+        let mut writer = Writer::new(Vec::new());
+        writer.begin(&Entry { path, kind, mode: 0o644, uid: 0, gid: 0, modified, attributes })?;
+        writer.end()?;
+        machine.extract(&mut &writer.finish()?[..]).await?;
+    }
+    undo.push(Undo::Remove(target.to_owned()));
+    Ok(())
 }
 
 /// Checks an archive of a machine, and writes it with its tree at `target`.

@@ -6,6 +6,7 @@
 
 use super::{
     blocking::blocking,
+    downloads::Downloads,
     error::{BuildError, StepProblem},
     machine::{BaseImage, Machines},
 };
@@ -13,7 +14,7 @@ use crate::{
     context::{Context, ContextError, Target},
     dockerfile::Dockerfile,
     key::{Key, KeyBuilder},
-    plan::{self, Action, Base, Budget, BuildArgs, Mount, Step},
+    plan::{self, Action, Base, Budget, BuildArgs, Mount, Step, is_remote},
 };
 use sandboxvm_oci::config::ImageConfig;
 use std::{collections::BTreeMap, sync::Arc};
@@ -68,6 +69,7 @@ pub(super) struct Staging {
     images: BTreeMap<String, BaseImage>,
     empty: Option<BaseImage>,
     pub(super) target: usize,
+    pub(super) downloads: Downloads,
 }
 
 impl Staging {
@@ -80,7 +82,8 @@ impl Staging {
     ) -> Result<Self, BuildError> {
         let needed = plan::needed(file, target, args)?;
         let target = *needed.last().unwrap_or(&0);
-        let mut staging = Self { stages: BTreeMap::new(), images: BTreeMap::new(), empty: None, target };
+        let (stages, images, downloads) = (BTreeMap::new(), BTreeMap::new(), Downloads::default());
+        let mut staging = Self { stages, images, empty: None, target, downloads };
         let mut budget = Budget::default();
         for index in needed {
             let stage = staging.stage(file, context, args, index, machines, &mut budget).await?;
@@ -122,13 +125,15 @@ impl Staging {
                 text: step.text.clone(),
                 problem,
             };
-            if let Action::Copy { from: Some(from @ Base::Image(_)), .. } = &step.action {
-                self.image(from, machines).await.map_err(|error| match error {
-                    BuildError::Machine(error) => fail(error.into()),
-                    other => other,
-                })?;
+            for from in sources(&step.action) {
+                if let Base::Image(_) = from {
+                    self.image(from, machines).await.map_err(|error| match error {
+                        BuildError::Machine(error) => fail(error.into()),
+                        other => other,
+                    })?;
+                }
             }
-            key = self.key(key, &step.action, context).await.map_err(fail)?;
+            key = self.key(key, &step.action, context, machines).await.map_err(fail)?;
             may_keep &= !uses_secret(&step.action);
             steps.push(Arc::new(PlannedStep { step, key, may_keep, stage: index, number: (at + 1, of) }));
         }
@@ -169,7 +174,13 @@ impl Staging {
         }
     }
 
-    async fn key(&self, before: Key, action: &Action, context: &Context) -> Result<Key, StepProblem> {
+    async fn key<M: Machines>(
+        &self,
+        before: Key,
+        action: &Action,
+        context: &Context,
+        machines: &M,
+    ) -> Result<Key, StepProblem> {
         let mut key;
         match action {
             Action::Run { command, mounts, env, user, workdir, no_network, proxies: _ } => {
@@ -178,12 +189,20 @@ impl Staging {
                 key.part(&[u8::from(*no_network)]).count(mounts.len());
                 for mount in mounts {
                     match mount {
-                        Mount::Cache { id, target } => key.parts(&["cache", id, target]),
-                        Mount::Secret { id, target, .. } => key.parts(&["secret", id, target]),
-                    };
+                        Mount::Cache { id, target } => drop(key.parts(&["cache", id, target])),
+                        Mount::Secret { id, target, .. } => drop(key.parts(&["secret", id, target])),
+                        Mount::Tmpfs { target, size } => {
+                            key.parts(&["tmpfs", target]).part(&size.unwrap_or(0).to_le_bytes());
+                        }
+                        Mount::Bind { from, source, target, writable } => {
+                            key.parts(&["bind", source, target]).part(&[u8::from(*writable)]);
+                            let sources = std::slice::from_ref(source);
+                            key = self.content(key, from.as_ref(), sources, target, context).await?;
+                        }
+                    }
                 }
             }
-            Action::Copy { from, sources, inline, target, chown, chmod, is_add } => {
+            Action::Copy { from, sources, inline, target, chown, chmod, checksum, is_add } => {
                 key = KeyBuilder::new("copy");
                 key.key(before).parts(sources).part(target.as_bytes());
                 key.optional(chown.as_deref().map(str::as_bytes));
@@ -192,24 +211,17 @@ impl Staging {
                 for document in inline {
                     key.parts(&[&document.name, &document.content]);
                 }
-                match from {
-                    None => {
-                        if let Some(url) = sources.iter().find(|source| *is_add && is_url(source)) {
-                            return Err(StepProblem::Unsupported(format!("ADD {url}")));
-                        }
-                        // Whether the machine has the target as a directory is part of the key before.
-                        let (context, sources, target) = (context.clone(), sources.clone(), target.clone());
-                        key = blocking(move || {
-                            let target = Target { path: &target, is_directory: true };
-                            context.select(&sources, target)?.hash(key.part(b"context"))?;
-                            Ok::<_, ContextError>(key)
-                        })
-                        .await?;
-                    }
-                    Some(from) => match self.source(from)? {
-                        Source::Stage(index) => drop(key.part(b"stage").key(self.stages[&index].key)),
-                        Source::Image(image) => drop(key.parts(&["image", &image.digest])),
-                    },
+                let (urls, files) = sources.iter().cloned().partition::<Vec<_>, _>(|it| *is_add && is_remote(it));
+                for url in &urls {
+                    let digest = match checksum {
+                        // The step checks it.
+                        Some(stated) => *stated,
+                        None => self.downloads.digest(machines, url).await?,
+                    };
+                    key.parts(&["url", &digest.to_string()]);
+                }
+                if urls.is_empty() || !files.is_empty() {
+                    key = self.content(key, from.as_ref(), &files, target, context).await?;
                 }
             }
             Action::Directory { path, user } => {
@@ -218,6 +230,44 @@ impl Staging {
             }
         }
         Ok(key.finish())
+    }
+
+    /// Adds what a step takes of the context, of a stage or of an image to its key.
+    async fn content(
+        &self,
+        mut key: KeyBuilder,
+        from: Option<&Base>,
+        sources: &[String],
+        target: &str,
+        context: &Context,
+    ) -> Result<KeyBuilder, StepProblem> {
+        let Some(from) = from else {
+            // Whether the machine has the target as a directory is part of the key before.
+            let (context, sources, target) = (context.clone(), sources.to_vec(), target.to_owned());
+            return blocking(move || {
+                let target = Target { path: &target, is_directory: true };
+                context.select(&sources, target)?.hash(key.part(b"context"))?;
+                Ok::<_, ContextError>(key)
+            })
+            .await;
+        };
+        match self.source(from)? {
+            Source::Stage(index) => drop(key.part(b"stage").key(self.stages[&index].key)),
+            Source::Image(image) => drop(key.parts(&["image", &image.digest])),
+        }
+        Ok(key)
+    }
+}
+
+/// Returns what a step reads apart from the context.
+fn sources(action: &Action) -> Vec<&Base> {
+    match action {
+        Action::Copy { from, .. } => from.iter().collect(),
+        Action::Run { mounts, .. } => mounts
+            .iter()
+            .filter_map(|mount| if let Mount::Bind { from, .. } = mount { from.as_ref() } else { None })
+            .collect(),
+        Action::Directory { .. } => Vec::new(),
     }
 }
 
@@ -229,8 +279,4 @@ fn base_key(image: &BaseImage, surroundings: &[u8]) -> Key {
 
 fn uses_secret(action: &Action) -> bool {
     matches!(action, Action::Run { mounts, .. } if mounts.iter().any(|mount| matches!(mount, Mount::Secret { .. })))
-}
-
-pub(super) fn is_url(source: &str) -> bool {
-    ["http://", "https://", "git@", "ssh://", "git://"].iter().any(|scheme| source.starts_with(scheme))
 }

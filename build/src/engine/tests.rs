@@ -297,7 +297,6 @@ fn failures_name_the_line_and_repeat_the_output() {
         "D:2: source \"/none\" does not exist in the stage or image"
     );
     assert_eq!(error("FROM base\nUSER no\nWORKDIR /w\n"), "D:3: the machine has no user \"no\"");
-    assert_eq!(error("FROM base\nADD https://x/y /\n"), "D:2: ADD https://x/y is not supported");
     assert_eq!(error("FROM base\nCOPY --from=absent /x /\n"), "D:2: no such image");
     assert!(error("FROM absent\n").contains("no such image"));
     let inner = "FROM base AS a\nRUN exit 1\nFROM base\nCOPY --from=a /x /\n";
@@ -408,7 +407,7 @@ fn secrets_are_gone_before_a_cache_is_packed() {
     for flags in ["--mount=type=secret,id=key --mount=type=cache,target=/run/secrets", "--mount=type=cache,target=/run"]
     {
         let error = setup.build(&format!("FROM base\nRUN {flags} x\n")).0.unwrap_err().to_string();
-        assert!(error.contains("of a cache: expected a directory outside of /run"), "{error}");
+        assert!(error.contains("of a mount: expected a path outside of /run"), "{error}");
     }
 }
 
@@ -479,4 +478,104 @@ fn stages_share_the_steps_of_their_base() {
     let [one, _, three] = [0, 1, 2].map(|at| &staging.stages[&at]);
     assert_eq!((three.steps.len(), three.history.len()), (3, 3));
     assert!(Arc::ptr_eq(&one.steps[0], &three.steps[0]) && Arc::ptr_eq(&one.history[0], &three.history[0]));
+}
+
+#[test]
+fn urls_are_downloaded_once_and_their_content_decides() {
+    let setup = Setup::new();
+    let url = "https://a.example/v/tool.tar?x";
+    let set = |content: &str| drop(setup.machines.0.lock().unwrap().urls.insert(url.into(), content.into()));
+    set("one");
+    let text = format!("FROM base\nADD {url} /opt/\nADD --chown=app --chmod=755 {url} /opt/as\nRUN x\n");
+    let (built, log, _) = setup.build(&text);
+    assert_eq!(built.unwrap().executed, 3);
+    let expected = [
+        &format!("download {url}")[..],
+        "start sha256:base",
+        "extract /opt/tool.tar 0:0",
+        "save",
+        "extract /opt/as 1000:100",
+        "save",
+        "run x as \"\" in /",
+        "save",
+        "publish the changes",
+    ];
+    assert_eq!(log, expected);
+    // The file is asked for again, and is the same.
+    let (built, log, _) = setup.build(&text);
+    assert_eq!((built.unwrap().cached, log.len()), (3, 2));
+    set("two");
+    assert_eq!(setup.build(&text).0.unwrap().executed, 3);
+    // A file with a stated digest is not asked for while its state is known.
+    let digest = sandboxvm_oci::Digest::of(b"two");
+    let text = format!("FROM base\nADD --checksum={digest} {url} /opt/\nRUN x\n");
+    // The state of the same content without one is known.
+    assert_eq!(setup.build(&text).0.unwrap().executed, 1);
+    assert_eq!(setup.build(&text).1, ["publish a known layer"]);
+    set("three");
+    setup.machines.log();
+    let changed = setup.build(&text.replace("RUN x", "RUN y")).0.unwrap();
+    assert_eq!((changed.cached, changed.executed), (1, 1));
+    let error = setup.build(&text.replace("/opt/", "/srv/")).0.unwrap_err().to_string();
+    assert!(error.starts_with("D:2: cannot download https://a.example/v/tool.tar?x: its digest is sha256:"), "{error}");
+}
+
+#[test]
+fn sources_that_cannot_be_downloaded_are_refused() {
+    let setup = Setup::new();
+    let error = |text: &str| setup.build(&format!("FROM base\n{text}\n")).0.unwrap_err().to_string();
+    for repository in ["git@a.example:b/c", "https://a.example/b.git#v1", "git://a.example/b", "ssh://a.example/b"] {
+        let error = error(&format!("ADD {repository} /x/"));
+        assert!(error.contains("ADD of the git repository"), "{error}");
+    }
+    assert_eq!(
+        error("ADD https://a.example/none /x/"),
+        "D:2: cannot download https://a.example/none: there is no such file"
+    );
+    setup.machines.0.lock().unwrap().urls.insert("https://a.example/".into(), Vec::new());
+    assert!(error("ADD https://a.example/ /x/").contains("does not end with the name of a file"));
+    assert!(error("ADD --checksum=sha256:0 https://a.example/ /x").contains("invalid checksum"));
+    assert!(error("ADD --checksum=sha256:0 a.txt /x").contains("needs a single source"));
+}
+
+#[test]
+fn bound_files_and_memory_are_there_for_one_step() {
+    let setup = Setup::new();
+    let text = "FROM other AS tools\nRUN write /tool\nFROM base\n\
+                RUN --mount=target=/src --mount=from=tools,source=/tool,target=/bin/tool,rw \
+                --mount=type=tmpfs,target=/tmp/t,size=1m cat /src/d/b\nRUN cat /src/d/b\n";
+    let (built, log, events) = setup.build(text);
+    assert_eq!(built.unwrap().executed, 3);
+    let outputs: Vec<_> = events.iter().filter(|event| event.starts_with("> ")).collect();
+    assert_eq!(outputs, ["> 2", "> nothing"]);
+    let changes: Vec<_> = log.iter().filter(|line| line.contains("mount") || line.contains("remove")).collect();
+    let expected = [
+        "mount Bind { source: \"/.sandboxvm-binds/0\", writable: false } at /src",
+        "mount Bind { source: \"/.sandboxvm-binds/1\", writable: true } at /bin/tool",
+        "mount Tmpfs { size: Some(1048576) } at /tmp/t",
+        "unmount /tmp/t",
+        "remove /tmp/t",
+        "unmount /bin/tool",
+        "remove /bin/tool",
+        "unmount /src",
+        "remove /src",
+        "remove /.sandboxvm-binds",
+    ];
+    assert_eq!(changes, expected);
+    let left = setup.machines.0.lock().unwrap().left.clone();
+    assert!(
+        !left.iter().any(|file| file.contains("src") || file.contains("binds") || file.contains("tool")),
+        "{left:?}"
+    );
+    // The content is part of the key, from the context and from the stage.
+    assert_eq!(setup.build(text).0.unwrap().cached, 2);
+    fs::write(setup.directory.path().join("d/b"), "3").unwrap();
+    assert_eq!(setup.build(text).0.unwrap().executed, 2);
+    assert_eq!(setup.build(&text.replace("write /tool", "write /tool ")).0.unwrap().cached, 2);
+    // A path of the context that does not exist, and one that leaves it.
+    let error = |flag: &str| setup.build(&format!("FROM base\nRUN --mount={flag} x\n")).0.unwrap_err().to_string();
+    assert!(error("target=/x,source=none").contains("does not exist in the context"));
+    assert!(error("target=/x,source=../y").contains("invalid source"));
+    assert!(error("target=/x,from=base,source=/none").contains("does not exist in the stage or image"));
+    assert!(error("target=/etc,source=a.txt").contains("a mount of a file over /etc, which is a directory,"));
 }

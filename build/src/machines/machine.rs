@@ -1,9 +1,12 @@
 //! A sandbox as a machine of the engine. Every byte from its guest is hostile: it is counted where
 //! it could fill the disk of the host, and never becomes a path there.
 
-use super::{MachineOptions, end_processes};
+use super::{
+    MachineOptions,
+    guest_program::{self, Call},
+};
 use crate::{
-    engine::{Disk, Done, Found, Machine, MachineError, Owner, Process, Stream},
+    engine::{Disk, Done, Found, Machine, MachineError, Mounted, Owner, Process, Stream},
     key::Key,
 };
 use sandboxvm_manager::{
@@ -55,6 +58,22 @@ impl SandboxMachine {
     /// Fails if the host does not admit it, or cannot write it.
     pub async fn snapshot(&mut self, name: SandboxName) -> Done<()> {
         self.sandbox().snapshot(name).await.map(drop).map_err(MachineError::new)
+    }
+
+    /// Makes system calls in the guest. Returns the number of the first error, or 0.
+    async fn make_calls(&mut self, calls: &[Call<'_>]) -> Done<u8> {
+        let files = self.sandbox().files();
+        let mut sink = files.write(path(guest_program::PATH)?, Some(0o700), true).await.map_err(MachineError::new)?;
+        sink.write(&guest_program::program(calls)).await.map_err(MachineError::new)?;
+        sink.finish().await.map_err(MachineError::new)?;
+        let process = Process {
+            command: vec![guest_program::PATH.to_owned()],
+            env: Vec::new(),
+            user: String::new(),
+            workdir: "/".into(),
+            no_network: false,
+        };
+        self.run(&process, &mut |_, _| ()).await
     }
 
     /// Removes the oldest states of the home that exceed the maximum. The last one is of this build.
@@ -179,18 +198,30 @@ impl Machine for SandboxMachine {
     }
 
     async fn end_processes(&mut self) -> Done<()> {
-        let files = self.sandbox().files();
-        let mut sink = files.write(path(end_processes::PATH)?, Some(0o700), true).await.map_err(MachineError::new)?;
-        sink.write(&end_processes::program()).await.map_err(MachineError::new)?;
-        sink.finish().await.map_err(MachineError::new)?;
-        let process = Process {
-            command: vec![end_processes::PATH.to_owned()],
-            env: Vec::new(),
-            user: String::new(),
-            workdir: "/".into(),
-            no_network: false,
+        self.make_calls(&[Call::kill_all()]).await.map(drop)
+    }
+
+    async fn mount(&mut self, target: &str, what: Mounted<'_>) -> Done<()> {
+        let options = match what {
+            Mounted::Tmpfs { size: Some(size) } => format!("mode=1777,size={size}"),
+            _ => "mode=1777".to_owned(),
         };
-        self.run(&process, &mut |_, _| ()).await.map(drop)
+        let calls = match what {
+            Mounted::Bind { source, writable: true } => vec![Call::bind(source, target)],
+            Mounted::Bind { source, writable: false } => vec![Call::bind(source, target), Call::make_read_only(target)],
+            Mounted::Tmpfs { .. } => vec![Call::mount_tmpfs(target, &options)],
+        };
+        match self.make_calls(&calls).await? {
+            0 => Ok(()),
+            code => {
+                let error = std::io::Error::from_raw_os_error(code.into());
+                Err(MachineError::new(format!("cannot mount {target}: {error}")))
+            }
+        }
+    }
+
+    async fn unmount(&mut self, target: &str) -> Done<()> {
+        self.make_calls(&[Call::unmount(target)]).await.map(drop)
     }
 
     async fn extract(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {

@@ -11,17 +11,20 @@
 //! choice. May not read an archive that a guest sent: the engine does, with the rules for hostile
 //! ones.
 
-mod end_processes;
+mod guest_program;
 mod kept;
 mod machine;
+mod ready;
 
 pub use machine::SandboxMachine;
+pub use ready::READY_DEFAULT;
 
 use crate::{
-    engine::{BaseImage, Done, MachineError, Machines, NewImage, StepLayer},
+    engine::{BaseImage, Done, Downloaded, MachineError, Machines, NewImage, StepLayer},
     key::{Key, KeyBuilder},
 };
 use kept::{Kept, KeptLayer, Record};
+use sandboxvm_archive::Timestamp;
 use sandboxvm_manager::{
     Bundle, CommitSpec, DiskSize, ImageStore, Manager, MemorySize, NetworkSpec, SandboxName, SandboxSpec, StartFrom,
     SupervisionSpec, SupervisorProgram, VcpuCount, WantedLimits,
@@ -30,6 +33,7 @@ use sandboxvm_oci::{
     Addition, Composition, Images,
     config::ImageConfig,
     manifest::{Compression, Layer},
+    registry::{RegistryOptions, download},
 };
 use std::{
     fmt,
@@ -57,6 +61,15 @@ fn is_state(name: &str, prefix: &str) -> bool {
 /// and the progress of the caller.
 pub type Pull = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Done<()>> + Send>> + Send + Sync>;
 
+/// How the files of `ADD URL` are downloaded.
+#[derive(Debug, Clone)]
+pub struct Downloads {
+    /// Authorities, times, and which addresses may be reached.
+    pub options: RegistryOptions,
+    /// Whether a URL may be one without TLS.
+    pub may_be_plain: bool,
+}
+
 /// What machines are like, and what they may reach.
 pub struct MachineOptions {
     /// Number of vCPUs.
@@ -81,6 +94,8 @@ pub struct MachineOptions {
     pub max_layer: u64,
     /// Pulls an absent image. `None`: absent images are errors.
     pub pull: Option<Pull>,
+    /// How files are downloaded. `None`: a download is an error.
+    pub downloads: Option<Downloads>,
 }
 
 impl fmt::Debug for MachineOptions {
@@ -110,6 +125,7 @@ impl Default for MachineOptions {
             start_from: None,
             max_layer: gib(16),
             pull: None,
+            downloads: None,
         }
     }
 }
@@ -251,6 +267,18 @@ impl Machines for SandboxMachines {
 
     fn surroundings(&self) -> Vec<u8> {
         reach(self.options.network.as_ref())
+    }
+
+    async fn download(&self, url: &str, maximum: u64, mut output: File) -> Done<Downloaded> {
+        let no_network = || MachineError::new("the build has no network");
+        let downloads = self.options.downloads.as_ref().ok_or_else(no_network)?;
+        let file = download(url, downloads.may_be_plain, &downloads.options, maximum, &mut output)
+            .await
+            .map_err(MachineError::new)?;
+        let since = file.modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        let seconds = i64::try_from(since.as_secs()).unwrap_or_default();
+        let modified = Timestamp { seconds, nanoseconds: 0 };
+        Ok(Downloaded { size: file.size, digest: file.digest, modified })
     }
 
     async fn start(&self, image: &BaseImage) -> Done<SandboxMachine> {

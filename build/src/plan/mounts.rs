@@ -2,7 +2,7 @@
 //! A cache ends as a file of the host, so none may lie where secrets or the kernel's files are. Touches
 //! no file.
 
-use super::Scope;
+use super::{Base, Scope, find_from};
 use crate::dockerfile;
 
 /// Maximum number of mounts of a `RUN`.
@@ -11,8 +11,8 @@ const MAX_MOUNTS: usize = 100;
 pub(crate) const SECRETS: &str = "/run/secrets";
 /// Directory with the content of all secrets, which is in memory.
 const IN_MEMORY: &str = "/run/sandboxvm/secrets";
-/// Directories in which there is no cache: of secrets, of the agent, or the kernel's.
-const NO_CACHES: [&str; 5] = [SECRETS, "/run/sandboxvm", "/proc", "/sys", "/dev"];
+/// Directories in which there is no mount but a secret: of secrets, of the agent, or the kernel's.
+const NO_MOUNTS: [&str; 5] = [SECRETS, "/run/sandboxvm", "/proc", "/sys", "/dev"];
 
 /// A mount of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,24 @@ pub enum Mount {
         in_memory: String,
         /// Whether the build fails without it.
         required: bool,
+    },
+    /// Files that are not part of the result.
+    Bind {
+        /// Where the files are. `None`: in the context.
+        from: Option<Base>,
+        /// File or directory there.
+        source: String,
+        /// Absolute path of the file or directory in the machine.
+        target: String,
+        /// Whether the step may write to it. What it writes is lost.
+        writable: bool,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Absolute path of a directory.
+        target: String,
+        /// Maximum size in bytes. `None`: half of the memory.
+        size: Option<u64>,
     },
 }
 
@@ -59,14 +77,18 @@ impl Scope<'_> {
     fn mount(&self, mount: &dockerfile::Mount) -> Result<Mount, String> {
         match mount {
             dockerfile::Mount::Cache { id, target } => {
-                let target = self.target(target)?;
-                if let Some(refused) = NO_CACHES.into_iter().find(|refused| is_nested(&target, refused)) {
-                    return Err(format!(
-                        "invalid target {target:?} of a cache: expected a directory outside of {refused}, and not above it"
-                    ));
-                }
+                let target = self.plain_target(target)?;
                 let id = id.as_ref().map(|id| self.word(id)).transpose()?.filter(|id| !id.is_empty());
                 Ok(Mount::Cache { id: id.unwrap_or_else(|| target.clone()), target })
+            }
+            dockerfile::Mount::Bind { from, source, target, writable } => {
+                let target = self.plain_target(target)?;
+                let source = source.as_ref().map(|source| self.word(source)).transpose()?;
+                let from = from.as_ref().map(|name| find_from(self.file, self.stage, name));
+                Ok(Mount::Bind { from, source: source.unwrap_or_else(|| "/".into()), target, writable: *writable })
+            }
+            dockerfile::Mount::Tmpfs { target, size } => {
+                Ok(Mount::Tmpfs { target: self.plain_target(target)?, size: *size })
             }
             dockerfile::Mount::Secret { id, target, required } => {
                 let target = target.as_ref().map(|target| self.target(target)).transpose()?;
@@ -78,6 +100,17 @@ impl Scope<'_> {
                 let in_memory = format!("{IN_MEMORY}/{id}");
                 Ok(Mount::Secret { id, target, in_memory, required: *required })
             }
+        }
+    }
+
+    /// Returns the absolute path of the target of what is not a secret.
+    fn plain_target(&self, word: &str) -> Result<String, String> {
+        let target = self.target(word)?;
+        match NO_MOUNTS.into_iter().find(|refused| is_nested(&target, refused)) {
+            None => Ok(target),
+            Some(refused) => Err(format!(
+                "invalid target {target:?} of a mount: expected a path outside of {refused}, and not above it"
+            )),
         }
     }
 
@@ -95,7 +128,10 @@ impl Scope<'_> {
 
 fn target(mount: &Mount) -> &str {
     match mount {
-        Mount::Cache { target, .. } | Mount::Secret { target, .. } => target,
+        Mount::Cache { target, .. }
+        | Mount::Secret { target, .. }
+        | Mount::Bind { target, .. }
+        | Mount::Tmpfs { target, .. } => target,
     }
 }
 
@@ -108,7 +144,7 @@ fn overlap(one: &Mount, other: &Mount) -> bool {
         return is_nested(target, other_target);
     }
     let places = |mount| match mount {
-        Mount::Cache { target, .. } => vec![target],
+        Mount::Cache { target, .. } | Mount::Bind { target, .. } | Mount::Tmpfs { target, .. } => vec![target],
         Mount::Secret { target, in_memory, .. } => vec![target, in_memory],
     };
     let others = places(other.clone());

@@ -6,9 +6,10 @@ pub(crate) mod transfer;
 
 use crate::{environment, failure::Failure};
 use clap::Args;
-use sandboxvm_manager::ImageStore;
+use sandboxvm_build::machines::Downloads;
+use sandboxvm_manager::{DownloadReach, ImageStore, NetworkOperator, NetworkSpec};
 use settings::Settings;
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 /// How a registry is reached.
 #[derive(Debug, Default, Clone, Args)]
@@ -30,6 +31,19 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
+    /// Returns how files of a build are downloaded: what its network reaches, with the authorities of registries.
+    pub(crate) fn downloads(
+        &self,
+        options: &RegistryOptions,
+        network: &NetworkSpec,
+        operator: &NetworkOperator,
+    ) -> Result<Downloads, Failure> {
+        let mut registries = self.settings.registries();
+        registries.authorities.extend(options.ca.clone());
+        registries.reach = Arc::new(DownloadReach::of(network, operator)?);
+        Ok(Downloads { options: registries, may_be_plain: options.plain_http })
+    }
+
     /// Returns what names an image of the home: its digest for the beginning of its ID, and otherwise the text.
     pub(crate) fn named(&self, text: &str) -> Result<String, Failure> {
         Ok(self.store.images().by_short_id(text)?.map_or_else(|| text.to_owned(), |digest| digest.to_string()))

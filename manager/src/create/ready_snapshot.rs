@@ -39,6 +39,8 @@ use crate::{
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
 use sha2::{Digest, Sha256};
 use std::{
+    collections::HashSet,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -147,6 +149,27 @@ fn evict(home: &Home, kept: usize) {
         // What cannot be removed takes space, and is tried again.
         let _ = remove_directory(home, path);
     }
+}
+
+/// Returns the directories of the ready snapshots of these container images, by the digests of their manifests.
+pub(crate) fn of_images(home: &Home, images: &[String]) -> Vec<PathBuf> {
+    let digits: HashSet<&str> = images.iter().filter_map(|digest| digest.strip_prefix("sha256:")).collect();
+    if digits.is_empty() {
+        return Vec::new();
+    }
+    // The disk of an image is named after it.
+    let is_of = |path: &PathBuf| {
+        let snapshot = StoredSnapshot::open(path.clone()).ok().flatten();
+        let disk = snapshot.and_then(|snapshot| snapshot.manifest.contents.image.path.file_stem().map(OsString::from));
+        disk.is_some_and(|disk| disk.to_str().is_some_and(|disk| digits.contains(disk)))
+    };
+    let entries = fs::read_dir(home.ready()).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.is_dir()).filter(is_of).collect()
+}
+
+/// Removes the ready snapshots of these container images. Running machines keep their files.
+pub(crate) fn remove_of_images(home: &Home, images: &[String]) -> Result<(), SnapshotError> {
+    of_images(home, images).into_iter().try_for_each(|path| remove_directory(home, path).map(drop))
 }
 
 /// Removes a ready snapshot that turned out to be unusable. Running machines keep its files.

@@ -8,6 +8,7 @@
 //! present      what the operator provides and permits now, to which each record is held
 //! secrets      secrets and header rules; `network.secrets`: their values and the authority's key
 //! proxy        the upstream proxy of a sandbox
+//! download     what this process may connect to when it downloads what a build names
 //! record       `network.json`: what is in force
 //! pins         `network.pins`: the answers that a copy starts with
 //! trust        whose certificates are accepted of servers whose TLS is ended
@@ -19,6 +20,7 @@
 //! that [`supervision`](crate::supervision) hands it. May not start a process.
 
 pub(crate) mod advice;
+pub(crate) mod download;
 pub(crate) mod operator;
 pub(crate) mod pins;
 pub(crate) mod policy_file;

@@ -122,7 +122,7 @@ pub struct SnapshotManifest {
 }
 
 impl SnapshotManifest {
-    pub(super) fn write(&self, directory: &SandboxDirectory) -> Result<(), ManifestError> {
+    pub(crate) fn write(&self, directory: &SandboxDirectory) -> Result<(), ManifestError> {
         let path = directory.path().join(MANIFEST);
         let mut json = serde_json::to_vec_pretty(self).map_err(|source| ManifestError::Damaged { path, source })?;
         json.push(b'\n');

@@ -25,7 +25,7 @@ use tokio::{sync::OnceCell, time::timeout};
 use tokio_rustls::rustls::ClientConfig;
 
 /// Maximum number of redirects of a request.
-const MAX_REDIRECTS: usize = 5;
+pub(super) const MAX_REDIRECTS: usize = 5;
 /// Time in which the headers of an answer have to arrive. A registry may verify a whole layer first.
 pub(super) const ANSWER: Duration = Duration::from_secs(120);
 
@@ -147,7 +147,7 @@ impl Client {
             let sent = timeout(ANSWER, self.send(&at, target, call, full(call.content.clone()))).await;
             let answer = sent.map_err(|_| silent(&at))??;
             let is_read = call.method == Method::GET || call.method == Method::HEAD;
-            if !is_read || !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+            if !is_read || !is_redirect(answer.status()) {
                 return Ok((answer, at));
             }
             at = self.follow(&at, &answer)?;
@@ -196,6 +196,11 @@ impl Client {
         let status = answer.status().as_u16();
         RegistryError::Status { host: self.host.clone(), status, what: what.to_owned() }
     }
+}
+
+/// Returns true if the answer leads to another place.
+pub(super) fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
 /// Returns the error for a host that accepted a request and does not answer.

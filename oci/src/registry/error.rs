@@ -88,6 +88,9 @@ pub enum RegistryError {
     /// A pull or push exceeded its total time.
     #[error("the transfer took longer than {} seconds", .0.as_secs())]
     Deadline(Duration),
+    /// A downloaded file cannot be written.
+    #[error("cannot write the file: {0}")]
+    Output(#[source] io::Error),
     /// A manifest is not accepted.
     #[error(transparent)]
     Manifest(#[from] ManifestError),

@@ -1,7 +1,8 @@
-//! Registries: requests of the distribution specification over HTTP, for pull and push.
+//! Registries: requests of the distribution specification over HTTP, for pull and push; and files by URL.
 //!
 //! ```text
-//! pull, push ─> client (redirects, credentials) ─> connection (reach, TLS) ─> registry
+//! pull, push ─> client (redirects, credentials) ─┬─> connection (reach, TLS) ─> registry
+//! download (redirects) ───────────────────────────┘
 //! ```
 //! May send the credentials of a registry to no other host than that registry and the token service
 //! that it names, and may connect to no address that [`Reach`] forbids. Nothing that a registry
@@ -10,6 +11,7 @@
 mod auth;
 mod client;
 mod connection;
+mod download;
 mod error;
 mod pace;
 mod pull;
@@ -19,6 +21,7 @@ mod target;
 mod token;
 
 pub use auth::Credentials;
+pub use download::{Downloaded, download};
 pub use error::RegistryError;
 pub use reach::{Anywhere, Reach};
 

@@ -30,9 +30,22 @@ impl Target {
         Ok(Self { tls, host: name, port, path: path.to_owned() })
     }
 
+    /// Returns the target of a URL that a user states.
+    pub(super) fn of(url: &str, may_be_plain: bool) -> Result<Self, RegistryError> {
+        // A fragment is for the program that shows the file.
+        let url = url.split('#').next().unwrap_or_default();
+        let nowhere = Self { tls: true, host: String::new(), port: 443, path: String::new() };
+        let target = nowhere.resolved(url, |_, _| may_be_plain)?;
+        if target.host.is_empty() { Err(RegistryError::Address(url.chars().take(200).collect())) } else { Ok(target) }
+    }
+
     /// Returns where a `Location` or a URL of this target's answer leads. Only hosts in
     /// `plain_http` are spoken to without TLS.
     pub(super) fn follow(&self, location: &str, plain_http: &[String]) -> Result<Self, RegistryError> {
+        self.resolved(location, |host, port| is_plain(host, Some(port), plain_http))
+    }
+
+    fn resolved(&self, location: &str, is_plain: impl Fn(&str, u16) -> bool) -> Result<Self, RegistryError> {
         let fail = || RegistryError::Address(location.chars().take(200).collect());
         if location.len() > MAX_URL {
             return Err(fail());
@@ -49,7 +62,7 @@ impl Target {
             _ => return Err(fail()),
         };
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        if !tls && !is_plain(&host, Some(port), plain_http) {
+        if !tls && !is_plain(&host, port) {
             return Err(RegistryError::NotEncrypted(format!("{host}:{port}")));
         }
         Ok(Self { tls, host, port, path: if path.is_empty() { "/".to_owned() } else { path } })
@@ -113,6 +126,11 @@ mod tests {
             &format!("https://{}/", "a".repeat(300)),
         ] {
             assert!(base.follow(bad, &plain).is_err(), "{bad}");
+        }
+        assert_eq!(Target::of("https://a.example/x?y#z", false).unwrap().path, "/x?y");
+        assert!(!Target::of("http://a.example", true).unwrap().tls);
+        for bad in ["/x", "a.example/x", "file:///etc/passwd", "https://user@a/x", "#", "http://a.example/x"] {
+            assert!(Target::of(bad, false).is_err(), "{bad}");
         }
         assert!(Target::at("user@host", "/", &plain).is_err());
         assert_eq!(base.with_query("ns", "a:b/c").path, "/v2/?ns=a%3Ab%2Fc");

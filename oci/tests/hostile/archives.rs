@@ -14,6 +14,7 @@ use std::{
     io::{Read, Write},
     os::unix::fs::symlink,
     path::Path,
+    process::{Command, Stdio},
 };
 use tempfile::TempDir;
 
@@ -92,6 +93,18 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
+}
+
+/// Runs a program with this input, and returns what it writes.
+fn feed(program: &mut Command, input: &[u8]) -> Vec<u8> {
+    let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("tar and gzip are installed");
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&input).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
 }
 
 struct Store {
@@ -185,6 +198,12 @@ fn names_in_archives_lead_to_members_alone() {
         fs::write(layout.path().join("manifest.json"), wanted.to_string()).unwrap();
         store.images.load_layout(layout.path(), None).unwrap_err();
     }
+    // A program that takes such names for paths writes to the file.
+    let inner = store.home.path().join("a/b");
+    fs::create_dir_all(&inner).unwrap();
+    let archive = Archive::new().file("../../secret", b"x").bytes();
+    feed(Command::new("tar").arg("-C").arg(&inner).args(["-xPf", "-"]), &archive);
+    assert_eq!(fs::read(&secret).unwrap(), b"x");
     let nested = Archive::new().link("a/layer.tar", "../b/layer.tar").link("b/layer.tar", "../a/layer.tar");
     let archive = nested.file("a.json", &image.config).json("manifest.json", &docker(&["a"], "1")).bytes();
     assert!(store.refused(&archive[..]).to_string().ends_with("is missing"));
@@ -278,6 +297,9 @@ fn large_documents_and_bombs_are_refused_before_they_fill_a_disk() {
         (0..21).fold(Archive::new(), |archive, n| archive.link(&format!("{n}"), "x")).bytes(),
         (0..400).fold(Archive::new(), |archive, _| archive.file("VERSION", b"")).bytes(),
     ];
+    // A program without a limit writes all of it.
+    let bomb = &large[3];
+    assert!(bomb.len() < 1 << 20 && feed(Command::new("gzip").arg("-dc"), bomb).len() > 65 << 20);
     for (at, archive) in large.iter().enumerate() {
         let error = store.refused(&archive[..]);
         assert!(matches!(error, LoadError::TooLarge(_)), "{at}: {error}");

@@ -6,6 +6,7 @@
 mod archives;
 mod crashes;
 mod daemon;
+mod downloads;
 mod pulls;
 mod pushes;
 mod server;

@@ -2,7 +2,7 @@
 
 use crate::server::{Image, Server, answer, open, options, pull};
 use sandboxvm_oci::{
-    Error, PullOptions, Silent,
+    Digest, Error, PullOptions, Silent,
     registry::{RegistryError, RegistryOptions},
     store::StoreError,
 };
@@ -10,6 +10,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -25,9 +26,20 @@ fn registry_error(result: Result<sandboxvm_oci::Pulled, Error>) -> RegistryError
     }
 }
 
+/// The exit code of curl(1) when its time has expired.
+const CURL_TIMEOUT: i32 = 28;
+
+/// Fetches a URL with a program that has none of the limits of a pull. Returns its exit code, and what it received.
+fn curl(options: &[&str], url: &str) -> (Option<i32>, Vec<u8>) {
+    let output = Command::new("curl").args(["-s", "-o", "-"]).args(options).arg(url).output();
+    let output = output.expect("curl is installed");
+    (output.status.code(), output.stdout)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn trickling_registry_is_given_up() {
     let image = Image::new(1 << 20, 1);
+    let layer = image.names[0].clone();
     let server = Server::start(move |request, stream| {
         if !image.is_layer(&request.path) {
             return image.serve(request, stream);
@@ -37,6 +49,9 @@ async fn trickling_registry_is_given_up() {
             thread::sleep(Duration::from_millis(100));
         }
     });
+    // A program without a limit stays: it receives something from time to time.
+    let url = format!("http://{}/v2/app/blobs/sha256:{layer}", server.host());
+    assert_eq!(curl(&["--max-time", "4"], &url).0, Some(CURL_TIMEOUT));
     let begun = Instant::now();
     let error = registry_error(pull(&server, options(&[&server])).await).to_string();
     assert!(error.ends_with("it sends too slowly"), "{error}");
@@ -107,6 +122,10 @@ async fn content_that_is_not_what_was_stated_is_refused() {
             let _ = stream.write_all(b"HTTP/1.1 200 X\r\nConnection: close\r\n\r\n");
             let _ = stream.write_all(&layer);
         });
+        // A program that does not compare digests takes it for the layer.
+        let url = format!("http://{}/v2/app/blobs/sha256:{}", server.host(), good.names[0]);
+        let (code, content) = curl(&[], &url);
+        assert!(code == Some(0) && Digest::of(&content).hex() != good.names[0], "{how}");
         let error = registry_error(pull(&server, options(&[&server])).await);
         let is_it = match how {
             "longer" => matches!(error, RegistryError::Store(StoreError::WrongSize { .. })),

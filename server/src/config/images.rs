@@ -3,17 +3,13 @@
 
 use super::network::{NamedPart, NetworkConfigError, Reachable};
 use sandboxvm_egress_policy::floor::Floor;
-use sandboxvm_manager::{NetworkSpec, Reach};
+use sandboxvm_manager::{NetworkSpec, Reach, is_of_this_host};
 use sandboxvm_oci::{
     Reference,
     registry::{Reach as RegistryReach, RegistryOptions},
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    net::{SocketAddr, TcpListener},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 /// What builds of templates may use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,15 +140,14 @@ impl RegistryReach for AboveFloor {
         if self.registries.iter().any(|own| *own == with_port || (is_usual && own == host)) {
             return true;
         }
-        // Only an address of this host can be bound.
-        let is_own = || TcpListener::bind((address.ip(), 0)).is_ok();
-        Floor::new(Vec::new(), Vec::new()).check(address.ip()).is_ok() && !is_own()
+        Floor::new(Vec::new(), Vec::new()).check(address.ip()).is_ok() && !is_of_this_host(address.ip())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sandboxvm_oci::registry::Anywhere;
 
     #[test]
     fn no_registry_is_permitted_unless_the_operator_says_so() {
@@ -191,6 +186,8 @@ mod tests {
             ("registry.example", "[fd00::1]:443"),
         ] {
             assert!(!allows(host, address), "{host} {address}");
+            // A pull without the floor connects to it.
+            assert!(Anywhere.allows(host, address.parse().unwrap()));
         }
     }
 }

@@ -39,14 +39,20 @@ impl Registry {
     /// Refuses what would take so many bytes more where its key may not have them.
     pub(super) async fn check_storage_for(&self, key: &Key, more: u64) -> Result<(), RegistryError> {
         let most_mib = key.limits.storage_mib.unwrap_or(self.storage.mib);
-        let used = self.stored_by(&key.id).await?;
-        if used.saturating_add(more) > most_mib.saturating_mul(MIB) {
+        let mut used = self.stored_by(&key.id).await?;
+        let is_too_much = |used: u64| used.saturating_add(more) > most_mib.saturating_mul(MIB);
+        // What only makes the builds of this key faster makes room first.
+        if is_too_much(used) && self.evict_ready_snapshots(self.builds.templates.images_of_only(&key.id)) {
+            used = self.stored_by(&key.id).await?;
+        }
+        if is_too_much(used) {
             return Err(RegistryError::StorageQuota { used_mib: used / MIB, more_mib: more / MIB, most_mib });
         }
         Ok(())
     }
 
-    /// Bytes that a key's sandboxes, snapshots, builds, kept states of builds and uploads take on the disk.
+    /// Bytes that a key's sandboxes, snapshots, builds, kept states of builds, uploads, and the ready snapshots of images that
+    /// its builds begin with take on the disk.
     pub(super) async fn stored_by(&self, owner: &KeyId) -> Result<u64, RegistryError> {
         let mut snapshots: Vec<_> = self.snapshots.of(owner).into_iter().map(|snapshot| snapshot.id).collect();
         let mut sandboxes = Vec::new();
@@ -60,10 +66,11 @@ impl Registry {
         let states = states_of(owner);
         let all = self.manager.snapshots()?.into_iter().filter_map(|manifest| manifest.name);
         snapshots.extend(all.filter(|name| name.as_str().starts_with(&states)));
+        let images: Vec<_> = self.builds.templates.images(Some(owner)).into_iter().collect();
         let uploads = self.builds.uploads.bytes_of(owner);
         let manager = self.manager.clone();
         // A file system that is slow to answer must not keep requests waiting.
-        let counted = tokio::task::spawn_blocking(move || manager.disk_usage(&sandboxes, &snapshots)).await;
+        let counted = tokio::task::spawn_blocking(move || manager.disk_usage(&sandboxes, &snapshots, &images)).await;
         counted.map(|bytes| bytes.saturating_add(uploads)).map_err(|error| RegistryError::Task(io::Error::other(error)))
     }
 
@@ -163,6 +170,61 @@ mod tests {
         let refused = check(KeyLimits::default()).await.unwrap_err();
         assert!(matches!(refused, RegistryError::StorageQuota { used_mib: 50.., .. }), "{refused}");
         check(own(320)).await.unwrap();
+    }
+
+    /// Writes a ready snapshot of an image, as the manager makes them, with 40 MiB of memory.
+    fn ready_snapshot(home: &Path, name: &str, image: &str) -> std::path::PathBuf {
+        let content = |path: &str| json!({"path": path, "sha256": "0".repeat(64)});
+        let digits = image.strip_prefix("sha256:").unwrap();
+        let manifest = json!({
+            "format": 1, "id": LIVE, "name": null, "created_at": "2023-11-14T22:13:20.123Z", "sandbox": LIVE, "parent": null,
+            "vcpus": 1, "memory_bytes": 64 << 20, "disk_bytes": 2_u64 << 30, "env": [],
+            "host": {"mode": "vmx", "cpu": "c", "boot_id": "b"},
+            "contents": {"vmm": content("/b/vmm"), "kernel": content("/b/vmlinux"), "agent": content("/b/agent"),
+                "image": content(&format!("/home/images/disks/{digits}.erofs"))},
+            "memory": [{"name": "memory.0", "size": 64 << 20}], "disk": ["disk.0"],
+        });
+        let path = home.join("ready").join(name);
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).unwrap();
+        fs::write(path.join("manifest.json"), manifest.to_string()).unwrap();
+        fs::write(path.join("memory.0"), vec![1; 40 << 20]).unwrap();
+        path
+    }
+
+    /// Writes down a build of a key's template that begins with an image.
+    fn build(registry: &Registry, key: &Key, name: &str, image: &str) {
+        let (template, build) = registry.request_build(key, name, &[], None, None).unwrap();
+        let begins = |template: &mut crate::templates::built::BuiltTemplate| {
+            template.build_mut(&build.id).unwrap().image = Some(image.to_owned());
+        };
+        registry.builds.templates.change(&template.id, begins).unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn ready_snapshots_of_images_count_for_the_keys_that_build_on_them_and_make_room() {
+        let home = tempfile::tempdir().unwrap();
+        let registry = registry(home.path(), &Config::default());
+        let other = Key { id: KeyId("2".into()), account: KeyId("2".into()), limits: KeyLimits::default() };
+        let own = key(KeyLimits { storage_mib: Some(64), ..KeyLimits::default() });
+        let [mine, shared, foreign] = ["a", "b", "c"].map(|digit| format!("sha256:{}", digit.repeat(64)));
+        let ready = [("one", &mine), ("two", &shared), ("three", &foreign)]
+            .map(|(name, image)| ready_snapshot(home.path(), name, image));
+        let used = async |key: &Key| registry.stored_by(&key.id).await.unwrap() >> 20;
+        let before = used(&own).await;
+        build(&registry, &own, "first", &mine);
+        build(&registry, &own, "second", &shared);
+        build(&registry, &other, "third", &shared);
+        assert_eq!((used(&own).await - before, used(&other).await), (80, 40));
+        // They make room before anything is refused, except those that another key builds on.
+        registry.check_storage_for(&own, 20 << 20).await.unwrap();
+        assert_eq!(ready.each_ref().map(|path| path.exists()), [false, true, true]);
+        assert_eq!(used(&own).await - before, 40);
+        let refused = registry.check_storage_for(&own, 30 << 20).await.unwrap_err();
+        assert!(matches!(refused, RegistryError::StorageQuota { used_mib: 40.., .. }), "{refused}");
+        // They are removed with the last build that begins with the image.
+        assert!(registry.remove_built(&own, "second").unwrap() && ready[1].exists());
+        assert!(registry.remove_built(&other, "third").unwrap() && !ready[1].exists());
+        assert!(ready[2].exists());
     }
 
     #[tokio::test]

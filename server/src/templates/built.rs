@@ -8,7 +8,7 @@ use crate::{
 use sandboxvm_manager::SandboxName;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -66,6 +66,9 @@ pub(crate) struct Build {
     pub(crate) memory: u64,
     /// MiB.
     pub(crate) disk: u64,
+    /// Digest of the image that it begins with. The ready snapshots of that image count for its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) result: Option<Result>,
 }
@@ -206,6 +209,26 @@ impl BuiltTemplates {
             .collect()
     }
 
+    /// The images that a key's builds begin with, or those of all keys.
+    pub(crate) fn images(&self, owner: Option<&KeyId>) -> BTreeSet<String> {
+        let all = self.lock();
+        let own = all.values().filter(|template| owner.is_none_or(|owner| template.owner == *owner));
+        own.flat_map(|template| &template.builds).filter_map(|build| build.image.clone()).collect()
+    }
+
+    /// The images that only this key's builds begin with.
+    pub(crate) fn images_of_only(&self, owner: &KeyId) -> Vec<String> {
+        let all = self.lock();
+        let of = |is_own: bool| {
+            let templates = all.values().filter(move |template| (template.owner == *owner) == is_own);
+            templates
+                .flat_map(|template| &template.builds)
+                .filter_map(|build| build.image.clone())
+                .collect::<BTreeSet<_>>()
+        };
+        of(true).difference(&of(false)).cloned().collect()
+    }
+
     /// Writes a new one down.
     pub(crate) fn add(&self, template: BuiltTemplate) -> std::result::Result<(), StoreError> {
         self.records.put_durably(template.id.as_str(), &template)?;
@@ -253,8 +276,8 @@ mod tests {
             env: vec![],
         });
         let (created_at, updated_at) = (1, 1);
-        let (tags, reason, cpus, memory, disk) = (vec![], None, 1, 512, 1024);
-        Build { id: id.into(), status, tags, reason, created_at, updated_at, cpus, memory, disk, result }
+        let (tags, reason, image, cpus, memory, disk) = (vec![], None, None, 1, 512, 1024);
+        Build { id: id.into(), status, tags, reason, created_at, updated_at, cpus, memory, disk, image, result }
     }
 
     fn template(builds: Vec<Build>) -> BuiltTemplate {

@@ -31,6 +31,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+/// What a user can do about a file that cannot be downloaded.
+const DOWNLOADS: &str =
+    "a build downloads what --net and --allow let it reach; a server without TLS needs --plain-http";
 /// Maximum size of a secret in bytes.
 const MAX_SECRET: u64 = 1 << 20;
 /// Bytes of a line of output that are kept while it has no end.
@@ -95,29 +98,22 @@ enum Shown {
     None,
 }
 
+/// What a build reads before it begins.
+pub(super) struct Inputs {
+    file: Dockerfile,
+    context: Context,
+    args: BuildArgs,
+    secrets: Secrets,
+    created: Option<u64>,
+}
+
 impl Build {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let text = self.dockerfile()?;
-        let name = self.file.as_deref().unwrap_or(Path::new("Dockerfile")).display().to_string();
-        let file = Dockerfile::parse(&name, &text)?;
-        let args = build_args(&self.build_arg, |name| env::var(name).ok())?;
-        let secrets = secrets(&self.secret)?;
-        let context = Context::open(&self.context)?;
-        let created = args.get("SOURCE_DATE_EPOCH").and_then(|seconds| seconds.parse().ok());
+        let inputs = self.inputs()?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
-            let request = BuildRequest {
-                file: &file,
-                context: &context,
-                args: &args,
-                target: self.target.as_deref(),
-                secrets: &secrets,
-                use_cache: !self.no_cache,
-                tag: self.tag.as_deref(),
-                created,
-            };
             let built = tokio::select! {
-                built = self.build(&request) => built,
+                built = self.build(&inputs) => built,
                 _ = signals.next() => return Ok(signals.exit_code()),
             };
             match built? {
@@ -130,36 +126,67 @@ impl Build {
         })
     }
 
-    async fn build(&self, request: &BuildRequest<'_>) -> Result<Result<Built, BuildError>, Failure> {
+    pub(super) fn inputs(&self) -> Result<Inputs, Failure> {
+        let text = self.dockerfile()?;
+        let name = self.file.as_deref().unwrap_or(Path::new("Dockerfile")).display().to_string();
+        let file = Dockerfile::parse(&name, &text)?;
+        let args = build_args(&self.build_arg, |name| env::var(name).ok())?;
+        let secrets = secrets(&self.secret)?;
+        let context = Context::open(&self.context)?;
+        let created = args.get("SOURCE_DATE_EPOCH").and_then(|seconds| seconds.parse().ok());
+        Ok(Inputs { file, context, args, secrets, created })
+    }
+
+    /// Builds the image.
+    pub(super) async fn build(&self, inputs: &Inputs) -> Result<Result<Built, BuildError>, Failure> {
+        let request = BuildRequest {
+            file: &inputs.file,
+            context: &inputs.context,
+            args: &inputs.args,
+            target: self.target.as_deref(),
+            secrets: &inputs.secrets,
+            use_cache: !self.no_cache,
+            tag: self.tag.as_deref(),
+            created: inputs.created,
+        };
+        let machines = self.machines(self.network.network()?)?;
+        Ok(match self.progress {
+            Shown::Plain => engine::build(&request, &machines, &Plain::default()).await,
+            Shown::None => progress::during("building", engine::build(&request, &machines, &Silent)).await,
+        })
+    }
+
+    /// Returns the network of the machines, or `None` for machines without a card.
+    pub(super) fn network(&self) -> Result<Option<Network>, Failure> {
+        self.network.network()
+    }
+
+    /// Returns machines with this network.
+    pub(super) fn machines(&self, network: Option<Network>) -> Result<SandboxMachines, Failure> {
         let opened = images::open(&self.registry, None)?;
         if let Some(tag) = &self.tag {
             // A build takes long, and its tag is needed at its end.
             opened.settings.reference(tag)?;
         }
         let mut manager = environment::manager()?;
-        let network = self.network.network()?.map(|Network { spec, operator }| {
-            manager = manager.clone().with_network(operator);
-            spec
-        });
-        let supervisor = if network.is_some() { Some(supervision::program()?) } else { None };
-        let options = MachineOptions {
+        let mut options = MachineOptions {
             vcpus: self.machine.cpus,
             memory: self.machine.memory,
             disk: self.machine.disk,
-            network,
-            supervisor,
             pull: Some(pull(self.registry.clone())),
             ..MachineOptions::default()
         };
-        let bundle = environment::bundle(None, None);
-        let machines = SandboxMachines::open(manager, bundle, opened.store.clone(), options)?;
-        Ok(match self.progress {
-            Shown::Plain => engine::build(request, &machines, &Plain::default()).await,
-            Shown::None => progress::during("building", engine::build(request, &machines, &Silent)).await,
-        })
+        if let Some(Network { spec, operator }) = network {
+            options.downloads = Some(opened.downloads(&self.registry, &spec, &operator)?);
+            options.supervisor = Some(supervision::program()?);
+            options.network = Some(spec);
+            manager = manager.with_network(operator);
+        }
+        Ok(SandboxMachines::open(manager, environment::bundle(None, None), opened.store, options)?)
     }
 
-    fn failed(&self, error: &BuildError) -> Result<u8, Failure> {
+    /// Reports a failure of a build. Returns the exit code if a step failed.
+    pub(super) fn failed(&self, error: &BuildError) -> Result<u8, Failure> {
         if let BuildError::Step { problem: StepProblem::Exit { tail, .. }, text, .. } = error {
             if self.progress == Shown::None {
                 show(&format!("{text}\n{tail}\n"));
@@ -167,7 +194,11 @@ impl Build {
             Failure::new(error).report();
             return Ok(1);
         }
-        Err(Failure::new(error))
+        let failure = Failure::new(error);
+        Err(match error {
+            BuildError::Step { problem: StepProblem::Download { .. }, .. } => failure.hinted(DOWNLOADS.to_owned()),
+            _ => failure,
+        })
     }
 
     fn dockerfile(&self) -> Result<String, Failure> {
@@ -254,13 +285,13 @@ fn secrets(given: &[String]) -> Result<Secrets, Failure> {
 }
 
 /// Writes to stderr; a reader that left does not end the build.
-fn show(text: &str) {
+pub(super) fn show(text: &str) {
     let _ = io::stderr().lock().write_all(printable(text).as_bytes());
 }
 
 /// Shows steps and whole lines of output.
 #[derive(Default)]
-struct Plain {
+pub(super) struct Plain {
     /// The line without its end, for each stream.
     line: Mutex<String>,
 }

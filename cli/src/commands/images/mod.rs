@@ -3,3 +3,4 @@
 pub(crate) mod build;
 pub(crate) mod commit;
 pub(crate) mod image;
+pub(crate) mod template;

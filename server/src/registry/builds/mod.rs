@@ -152,6 +152,7 @@ impl Registry {
             cpus: cpus.unwrap_or(0),
             memory: memory.unwrap_or(0),
             disk: 0,
+            image: None,
             result: None,
         };
         let templates = &self.builds.templates;
@@ -292,6 +293,27 @@ impl Registry {
                 tracing::warn!(build = %build.id, %error, "cannot remove a build");
             }
         }
+        // Those of an image that no build begins with any more are of use to no key.
+        let needed = self.builds.templates.images(None);
+        let unneeded = builds.iter().filter_map(|build| build.image.clone()).filter(|image| !needed.contains(image));
+        self.evict_ready_snapshots(unneeded.collect());
+    }
+
+    /// Removes the ready snapshots of images, except those of templates of the configuration. They are made again when they
+    /// are needed. Returns whether there was one to remove.
+    pub(super) fn evict_ready_snapshots(&self, mut images: Vec<String>) -> bool {
+        let configured = |image: &String| {
+            let mut templates = self.templates.values().filter_map(|template| template.spec.image_defaults.as_ref());
+            templates.any(|defaults| defaults.digest == *image)
+        };
+        images.retain(|image| !configured(image));
+        if images.is_empty() {
+            return false;
+        }
+        if let Err(error) = self.manager.remove_ready_snapshots(&images) {
+            tracing::warn!(%error, "cannot remove the ready snapshots of an image");
+        }
+        true
     }
 
     /// Removes a template of the key with its builds; false when there is none.

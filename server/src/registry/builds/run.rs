@@ -14,21 +14,15 @@ use crate::{
 use sandboxvm_build::{
     e2b::{self, PlanRequest, Setting, TemplateRequest},
     engine::{Event, Machine, Process, Progress, Stream},
-    machines::{MachineOptions, SandboxMachine, SandboxMachines},
+    machines::{MachineOptions, READY_DEFAULT, SandboxMachine, SandboxMachines},
 };
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{MIB, MemorySize, NetworkSpec, VcpuCount};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::timeout;
 
 /// Maximum length of a reason, in characters.
 const MAX_REASON: usize = 2000;
-/// Between two tries of the ready command.
-const READY_EVERY: Duration = Duration::from_secs(2);
-/// Longest time until the ready command has to succeed.
-const READY_WITHIN: Duration = Duration::from_secs(600);
-/// As E2B: how long a start command without a ready command may take.
-const READY_DEFAULT: &str = "sleep 20";
 /// Uploads may have so many times their size without compression.
 const COMPRESSION: u64 = 20;
 
@@ -113,6 +107,13 @@ impl Registry {
         let images = self.manager.images(&self.bundle, self.builds.config.options());
         let images = images.map_err(|error| base_failed(error.to_string()))?;
         let base = self.base(job, &build, &images).await.map_err(base_failed)?;
+        if base.start_from.is_none() {
+            // Before a machine is started, since that makes a ready snapshot of the image.
+            let noted = self.builds.templates.change(&job.template, |template| {
+                template.build_mut(&job.build).map(|build| build.image = Some(base.image.digest.clone()))
+            });
+            noted.map_err(|error| base_failed(error.to_string()))?;
+        }
         self.check_storage_for(&job.key, base.memory.saturating_mul(MIB))
             .await
             .map_err(|e| base_failed(e.to_string()))?;
@@ -195,23 +196,9 @@ impl Registry {
         }
         let Some(ready) = ready.or_else(|| has_start.then(|| READY_DEFAULT.to_owned())) else { return Ok(()) };
         job.log.say(Level::Info, &format!("the ready command is tried: {ready}"));
-        let until = Instant::now() + READY_WITHIN;
         let mut output = |stream: Stream, bytes: &[u8]| {
             job.log.notify(Event::Output(stream, bytes));
         };
-        loop {
-            let check = process(ready.clone());
-            match timeout_at(until, machine.run(&check, &mut output)).await {
-                Ok(Ok(0)) => return Ok(()),
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(error.to_string()),
-                Err(_) => break,
-            }
-            if Instant::now() + READY_EVERY > until {
-                break;
-            }
-            sleep(READY_EVERY).await;
-        }
-        Err(format!("the ready command did not succeed within {} s", READY_WITHIN.as_secs()))
+        machine.wait_until_ready(&process(ready), &mut output).await.map_err(|error| error.to_string())
     }
 }
