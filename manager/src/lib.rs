@@ -107,6 +107,7 @@ pub use mounts::{
     MountPath, MountPathError, MountSource, MountSpec, MountedVolume, Mounts, MountsError, Share, ShareRootError, Tmpfs,
 };
 pub use network::{
+    access_key::SecretKind,
     advice::Advice,
     operator::{NetworkOperator, Permitted, Provided},
     policy_file::{NamedReach, OperatorTable, PolicyError, PolicyFile},
