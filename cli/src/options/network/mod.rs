@@ -2,7 +2,7 @@
 //! decides how they combine.
 
 pub(super) mod policy_file;
-mod secret_values;
+pub(crate) mod secret_values;
 
 use crate::failure::Failure;
 use clap::{Args, ValueEnum};

@@ -12,7 +12,7 @@ use std::{
 /// Reads `NAME@HOST[,HOST]`, whose value is in the environment, or `NAME=FILE@HOST[,HOST]`. A value is never part of the
 /// command line, which other users of the host can read. `aws:env@HOST` and `aws:PROFILE=FILE@HOST` are the same for an access
 /// key of AWS.
-pub(super) fn secret(text: &str, variable: impl Fn(&str) -> Result<String, VarError>) -> Result<SecretSpec, Failure> {
+pub(crate) fn secret(text: &str, variable: impl Fn(&str) -> Result<String, VarError>) -> Result<SecretSpec, Failure> {
     let invalid = || Failure::new(format_args!("invalid secret {text:?}: expected NAME@HOST or NAME=FILE@HOST"));
     let (source, hosts) = text.rsplit_once('@').ok_or_else(invalid)?;
     let hosts_of = |hosts: &str| hosts.split(',').map(str::to_owned).collect();
