@@ -27,7 +27,7 @@ pub const HEADER: usize = 12;
 /// Longest wait of a blocking call.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How frames are told apart on a socket.
+/// The form of frames on a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// One packet is a `virtio_net_hdr_v1` and one frame. The checksum of TCP is neither written nor checked.

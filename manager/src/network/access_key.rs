@@ -20,6 +20,9 @@ const MAX_FILE: u64 = 256 * 1024;
 /// Maximum length of a profile's name in bytes.
 const MAX_PROFILE: usize = 128;
 
+/// Maximum length of a key in bytes, as of every secret.
+const MAX_KEY: usize = 4096;
+
 /// What a secret is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -68,7 +71,7 @@ pub(super) fn value_problem(value: &str) -> Option<&'static str> {
     if !is_id {
         return Some("the ID of an access key has letters and digits only");
     }
-    (value.len() > super::secrets::MAX_VALUE).then_some("it is longer than 4096 bytes")
+    (value.len() > MAX_KEY).then_some("it is longer than 4096 bytes")
 }
 
 /// Reads the key of a profile from a file in the form of AWS's credentials file.
