@@ -6,8 +6,9 @@
 
 use super::{
     Credentials,
-    head::{About, Rejected, Target},
+    access_key::AccessKey,
     sensitive,
+    verdict::{About, Rejected, Target},
 };
 use hyper::{
     HeaderMap, StatusCode,
@@ -15,7 +16,7 @@ use hyper::{
     http::request,
 };
 use ring::{digest, hmac};
-use std::{borrow::Cow, collections::BTreeSet, fmt, fmt::Write as _};
+use std::{borrow::Cow, collections::BTreeSet, fmt::Write as _};
 use zeroize::Zeroizing;
 
 /// The only algorithm. Its asymmetric variant has another key.
@@ -30,38 +31,6 @@ const PLAIN_PATHS: [&str; 4] = ["s3", "s3-outposts", "s3-object-lambda", "s3expr
 const CONTENT_HASH: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 const DATE: HeaderName = HeaderName::from_static("x-amz-date");
 const TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
-
-/// An access key of AWS.
-pub(super) struct AccessKey {
-    id: String,
-    secret: Zeroizing<String>,
-    token: Option<Zeroizing<String>>,
-}
-
-impl fmt::Debug for AccessKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AccessKey").finish_non_exhaustive()
-    }
-}
-
-impl AccessKey {
-    /// Reads the lines ID, secret and, for a temporary key, session token. A secret of another kind has one line.
-    pub(super) fn parse(lines: &str) -> Option<Self> {
-        let lines: Vec<&str> = lines.split('\n').collect();
-        let (id, secret, token) = match lines[..] {
-            [id, secret] => (id, secret, None),
-            [id, secret, token] => (id, secret, Some(token)),
-            _ => return None,
-        };
-        let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-        let is_id = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        (is_id && is_plain(id) && is_plain(secret) && token.is_none_or(is_plain)).then(|| Self {
-            id: id.to_owned(),
-            secret: secret.to_owned().into(),
-            token: token.map(|token| token.to_owned().into()),
-        })
-    }
-}
 
 /// A request that the guest signed with a placeholder, without its signature.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,12 +1,14 @@
 //! Header rules and secrets: for which hosts TLS is ended, and what is put into requests to them. Neither makes a host
 //! reachable: the policy decides that.
 
+mod access_key;
 pub mod aws;
 pub mod head;
 pub mod placeholders;
+pub mod verdict;
 
 use crate::tls::leaves::Leaves;
-use aws::AccessKey;
+use access_key::AccessKey;
 use hyper::header::{self, HeaderName, HeaderValue};
 use placeholders::Placeholders;
 use sandboxvm_egress_policy::name::{DomainName, DomainPattern, NameError};

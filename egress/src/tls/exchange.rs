@@ -5,8 +5,9 @@ use crate::{
     credentials::{
         Credentials,
         aws::{self, Payload},
-        head::{About, Prepared, Rejected, Target, prepare, remove_hop_by_hop},
+        head::{Prepared, prepare, remove_hop_by_hop},
         placeholders::Scan,
+        verdict::{About, Rejected, Target},
     },
     session::{Session, refused},
 };
