@@ -46,6 +46,8 @@ pub struct Session {
     pub counters: TrafficCounters,
     /// What is limited.
     pub rates: Rates,
+    /// One reference for each body that is read to be signed, and one for this.
+    pub hashing: Rc<()>,
 }
 
 /// Why settings cannot be used.
@@ -87,6 +89,7 @@ impl Session {
             trust: Rc::new(trust),
             records: Records::default(),
             counters: TrafficCounters::default(),
+            hashing: Rc::default(),
         }
     }
 

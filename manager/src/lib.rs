@@ -108,6 +108,7 @@ pub use mounts::{
     MountPath, MountPathError, MountSource, MountSpec, MountedVolume, Mounts, MountsError, Share, ShareRootError, Tmpfs,
 };
 pub use network::{
+    access_key::SecretKind,
     advice::Advice,
     download::{DownloadReach, is_of_this_host},
     operator::{NetworkOperator, Permitted, Provided},

@@ -308,6 +308,7 @@ pub(crate) mod tests {
             images: BTreeMap::new(),
             templates: vec![SandboxName::try_from("given".to_owned()).unwrap()],
             max_sandboxes,
+            secrets: Vec::new(),
             network: Permitted {
                 reach: Reach::Nothing,
                 allow: Vec::new(),

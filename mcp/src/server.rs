@@ -95,7 +95,10 @@ impl ServerHandler for SandboxTools {
         let program = Implementation::new("sandboxvm", env!("CARGO_PKG_VERSION")).with_title("sandboxvm");
         ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
             .with_server_info(program)
-            .with_instructions(format!("{INSTRUCTIONS} On the network, {}.", permits(&self.scope.settings().network)))
+            .with_instructions(format!(
+                "{INSTRUCTIONS} On the network, {}.",
+                permits(&self.scope.settings().network, &self.scope.settings().secrets)
+            ))
     }
 
     /// Answers a request that has none of the protocol's forms: an unknown method, or parameters that its method does not

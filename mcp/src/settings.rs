@@ -1,7 +1,9 @@
 //! The settings of a server. Read by `scope` and the tools; a client cannot change them.
 
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::{BootableImage, Manager, Permitted, Reach, SandboxId, SandboxName, SupervisorProgram};
+use sandboxvm_manager::{
+    BootableImage, Manager, Permitted, Reach, SandboxId, SandboxName, SecretSpec, SupervisorProgram,
+};
 
 use std::collections::BTreeMap;
 
@@ -24,12 +26,24 @@ pub struct Settings {
     pub max_sandboxes: usize,
     /// The most that clients can ask for on the network.
     pub network: Permitted,
+    /// Secrets that clients can ask for by name. They go to their hosts only, and no client sees a value.
+    pub secrets: Vec<SecretSpec>,
     /// Keeps what was created when the server ends.
     pub keep: bool,
 }
 
 /// Says what the user permits.
-pub(crate) fn permits(permitted: &Permitted) -> String {
+pub(crate) fn permits(permitted: &Permitted, secrets: &[SecretSpec]) -> String {
+    let secrets: Vec<String> =
+        secrets.iter().map(|secret| format!("{} for {}", secret.name, secret.hosts.join(", "))).collect();
+    let of_secrets = match &secrets[..] {
+        [] => String::new(),
+        secrets => format!("; secrets that can be asked for: {}", secrets.join("; ")),
+    };
+    format!("{}{of_secrets}", reaches(permitted))
+}
+
+fn reaches(permitted: &Permitted) -> String {
     let rules = permitted.allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     match permitted.reach {
         Reach::Nothing => "the user permits no network".to_owned(),

@@ -11,6 +11,7 @@
 //! - [`host`]: what a test sees on the host: processes that use a home, what is left of it, and the
 //!   resident memory of a VMM and of a CLI.
 //! - [`json_shape`]: which members JSON has, and of which types.
+//! - [`namespace`]: a network namespace with servers, so that nothing beyond this machine is reached.
 //! - [`waiting`]: repeats a question until another process has done something.
 //! - [`artefacts`]: finds the programs and guest images under test.
 //!
@@ -28,6 +29,7 @@ pub mod host;
 pub mod interruption;
 pub mod json_shape;
 pub mod library;
+pub mod namespace;
 pub mod seed;
 pub mod server;
 pub mod snapshots;

@@ -1,9 +1,10 @@
 //! Options for the most that clients of a server may ask for on the network.
 
-use super::network::policy_file::Files;
+use super::network::{policy_file::Files, secret_values};
 use crate::failure::Failure;
 use clap::{Args, ValueEnum};
-use sandboxvm_manager::{EgressLimits, NetworkOperator, Permitted, Reach};
+use sandboxvm_manager::{EgressLimits, NetworkOperator, NetworkSpec, Permitted, Reach, SecretSpec};
+use std::env;
 
 /// The most that agents may ask for on the network.
 #[derive(Debug, Clone, Default, Args)]
@@ -15,6 +16,10 @@ pub(crate) struct PermittedOptions {
     /// Let agents ask for what this rule allows, in the form of `run --allow`. Can be repeated, or a list with commas
     #[arg(long, value_name = "RULE", allow_hyphen_values = true)]
     allow: Vec<String>,
+    /// Let agents ask for a secret by its name, in the form of `run --secret`: their sandboxes have a placeholder, and its hosts
+    /// have to be allowed too. Can be repeated
+    #[arg(long, value_name = "NAME[=FILE]@HOST[,HOST]")]
+    secret: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -30,6 +35,14 @@ impl PermittedOptions {
     pub(crate) fn permitted(&self) -> Result<(Permitted, NetworkOperator), Failure> {
         let files = Files::read(None)?;
         Ok((self.within(&files)?, files.operator))
+    }
+
+    /// Returns the secrets that agents may ask for.
+    pub(crate) fn secrets(&self) -> Result<Vec<SecretSpec>, Failure> {
+        let secrets = self.secret.iter().map(|text| secret_values::secret(text, |name| env::var(name)));
+        let spec = NetworkSpec { secrets: secrets.collect::<Result<_, _>>()?, ..NetworkSpec::default() };
+        spec.check()?;
+        Ok(spec.secrets)
     }
 
     fn within(&self, files: &Files) -> Result<Permitted, Failure> {
@@ -51,14 +64,15 @@ mod tests {
     fn agents_may_ask_for_nothing_unless_options_permit_it() {
         let permitted = |net, allow: &[&str]| {
             let allow = allow.iter().map(|text| (*text).to_owned()).collect();
-            PermittedOptions { net, allow }.within(&Files::default()).unwrap()
+            PermittedOptions { net, allow, secret: Vec::new() }.within(&Files::default()).unwrap()
         };
         assert_eq!(permitted(None, &[]).reach, Reach::Nothing);
         assert_eq!(permitted(Some(Net::None), &[]).reach, Reach::Nothing);
         let listed = permitted(None, &["*.example,host:5432"]);
         assert_eq!((listed.reach, listed.allow.len(), listed.resolvers), (Reach::Listed, 2, false));
         assert_eq!(permitted(Some(Net::Public), &["host:5432"]).reach, Reach::Public);
-        let wrong = PermittedOptions { net: None, allow: vec!["a b".into()] }.within(&Files::default());
+        let wrong =
+            PermittedOptions { allow: vec!["a b".into()], ..PermittedOptions::default() }.within(&Files::default());
         assert!(wrong.unwrap_err().text().starts_with("invalid rule \"a b\""));
     }
 }

@@ -1,7 +1,13 @@
 //! The head of a request to a host whose TLS is ended: it has to be for that host, the rule's headers replace the guest's,
 //! and placeholders in header values become their secrets.
 
-use super::{Credentials, placeholders::Placeholders, sensitive};
+use super::{
+    Credentials, Value,
+    aws::{self, Unsigned},
+    placeholders::Placeholders,
+    sensitive,
+    verdict::{About, Rejected, Target},
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::{
     HeaderMap, Method, StatusCode, Uri, Version,
@@ -10,7 +16,6 @@ use hyper::{
 };
 use memchr::memmem;
 use sandboxvm_egress_policy::name::DomainName;
-use std::net::IpAddr;
 use zeroize::Zeroizing;
 
 /// Maximum length in bytes of a header value in which placeholders were replaced.
@@ -26,58 +31,15 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     header::UPGRADE,
 ];
 
-/// The host that a connection was allowed for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// Its name: that of the ClientHello, which is pinned to the address.
-    pub name: DomainName,
-    /// Address.
-    pub address: IpAddr,
-    /// Port.
-    pub port: u16,
-}
-
-/// Why a request is not forwarded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejected {
-    /// The status of the answer.
-    pub status: StatusCode,
-    /// Why, for the guest and for the record.
-    pub reason: &'static str,
-    /// What is recorded.
-    pub about: About,
-}
-
-/// What a rejected request is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum About {
-    /// A placeholder of the secret at this position.
-    Secret(usize),
-    /// Another host.
-    Host,
-    /// Nothing of interest.
-    Nothing,
-}
-
-impl Rejected {
-    /// A placeholder is where it may not be.
-    #[must_use]
-    pub fn secret(position: usize, reason: &'static str) -> Self {
-        Self { status: StatusCode::FORBIDDEN, reason, about: About::Secret(position) }
-    }
-
-    fn host(reason: &'static str) -> Self {
-        Self { status: StatusCode::MISDIRECTED_REQUEST, reason, about: About::Host }
-    }
-}
-
 /// How a request that may be forwarded continues.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Prepared {
     /// Whether it asks for a WebSocket.
     pub upgrades: bool,
     /// Whether the client waits for `100 Continue` before it sends the body.
     pub waits: bool,
+    /// What is to be signed, if the guest signed it with a placeholder.
+    pub unsigned: Option<Unsigned>,
 }
 
 /// Checks the head of a request, and makes the one that is forwarded of it.
@@ -95,6 +57,7 @@ pub fn prepare(head: &mut request::Parts, target: &Target, credentials: &Credent
     if let Some(secret) = placeholders.find(head.uri.to_string().as_bytes()) {
         return Err(Rejected::secret(secret, "the URL contains the placeholder of a secret"));
     }
+    let unsigned = aws::take(&mut head.headers, target, credentials)?;
     replace(&mut head.headers, &placeholders, target, credentials)?;
     let upgrades = head.version == Version::HTTP_11 && is_web_socket(&head.headers);
     let waits =
@@ -108,7 +71,7 @@ pub fn prepare(head: &mut request::Parts, target: &Target, credentials: &Credent
         head.headers.insert(name, value.clone());
     }
     address(head, host)?;
-    Ok(Prepared { upgrades, waits })
+    Ok(Prepared { upgrades, waits, unsigned })
 }
 
 /// Returns the one host that the request names, in its normal form.
@@ -231,8 +194,15 @@ fn replaced(
             return Err(Rejected::secret(position, "the secret is not for this host"));
         }
         // A host with a secret that cannot be read is refused before it gets a request, unless the settings changed.
-        let Ok(value) = &secret.value else { return Err(Rejected::secret(position, "the secret cannot be read")) };
-        made = Some(substituted(text, secret.placeholder.as_bytes(), value.as_bytes())?);
+        let value = match &secret.value {
+            Ok(Value::Text(value)) => value.as_bytes(),
+            Ok(Value::AccessKey(_)) => {
+                let reason = "an access key of AWS is only for requests that are signed with AWS4-HMAC-SHA256";
+                return Err(Rejected::secret(position, reason));
+            }
+            Err(_) => return Err(Rejected::secret(position, "the secret cannot be read")),
+        };
+        made = Some(substituted(text, secret.placeholder.as_bytes(), value)?);
     }
     match (made, placeholders.find(text)) {
         (None, Some(secret)) => Err(Rejected::secret(secret, "the placeholder of a secret is encoded in a header")),

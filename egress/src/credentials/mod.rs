@@ -1,10 +1,14 @@
 //! Header rules and secrets: for which hosts TLS is ended, and what is put into requests to them. Neither makes a host
 //! reachable: the policy decides that.
 
+mod access_key;
+pub mod aws;
 pub mod head;
 pub mod placeholders;
+pub mod verdict;
 
 use crate::tls::leaves::Leaves;
+use access_key::AccessKey;
 use hyper::header::{self, HeaderName, HeaderValue};
 use placeholders::Placeholders;
 use sandboxvm_egress_policy::name::{DomainName, DomainPattern, NameError};
@@ -48,7 +52,14 @@ struct Secret {
     name: String,
     placeholder: String,
     hosts: Vec<DomainPattern>,
-    value: Result<Zeroizing<String>, String>,
+    value: Result<Value, String>,
+}
+
+enum Value {
+    /// It replaces its placeholder.
+    Text(Zeroizing<String>),
+    /// It signs.
+    AccessKey(AccessKey),
 }
 
 impl fmt::Debug for Secret {
@@ -75,7 +86,7 @@ pub enum CredentialsError {
     #[error("invalid value of header {0:?}: it contains a control character or is too long")]
     HeaderValue(String),
     /// A secret's value.
-    #[error("invalid secret {0:?}: its value is empty, too long, or contains a control character")]
+    #[error("invalid secret {0:?}: its value is empty, too long, not an access key, or contains a control character")]
     Secret(String),
     /// A placeholder.
     #[error("invalid placeholder of secret {0:?}: it is too short, or contains a character that would be encoded")]
@@ -151,6 +162,13 @@ impl Credentials {
 }
 
 impl Secret {
+    fn access_key(&self) -> Option<&AccessKey> {
+        match &self.value {
+            Ok(Value::AccessKey(key)) => Some(key),
+            Ok(Value::Text(_)) | Err(_) => None,
+        }
+    }
+
     fn is_for(&self, name: &DomainName) -> bool {
         self.hosts.iter().any(|pattern| pattern.matches(name))
     }
@@ -177,17 +195,26 @@ fn secret(secret: &SecretValue) -> Result<Secret, CredentialsError> {
     if placeholder.len() < MIN_PLACEHOLDER || !placeholder.bytes().all(is_plain) {
         return Err(CredentialsError::Placeholder(name.clone()));
     }
-    if let Ok(value) = value
-        && (value.is_empty() || value.len() > MAX_SECRET || HeaderValue::from_str(value).is_err())
-    {
-        return Err(CredentialsError::Secret(name.clone()));
-    }
     Ok(Secret {
         name: name.clone(),
         placeholder: placeholder.clone(),
         hosts: hosts.iter().map(|host| pattern(host)).collect::<Result<_, _>>()?,
-        value: value.clone().map(Zeroizing::new),
+        value: match value {
+            Ok(text) => Ok(usable(text).ok_or_else(|| CredentialsError::Secret(name.clone()))?),
+            Err(reason) => Err(reason.clone()),
+        },
     })
+}
+
+fn usable(text: &str) -> Option<Value> {
+    if text.len() > MAX_SECRET {
+        None
+    } else if text.contains('\n') {
+        AccessKey::parse(text).map(Value::AccessKey)
+    } else {
+        let is_value = !text.is_empty() && HeaderValue::from_str(text).is_ok();
+        is_value.then(|| Value::Text(Zeroizing::new(text.to_owned())))
+    }
 }
 
 /// Returns a header value that HTTP/2 neither compresses nor keeps in its table.

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     session::refused,
     stack::{
+        addresses::MTU,
         guest_end::GuestEnd,
         guest_stream::GuestStream,
         packet::{Content, Inbound, Packet, packet_of},
@@ -18,13 +19,33 @@ use crate::{
     },
 };
 use sandboxvm_protocol::egress::{DialFailure, FlowEnd};
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, net::IpAddr, rc::Rc, time::Duration};
 use tokio::net::TcpStream;
 
 /// Buffers of a connection for each direction in bytes, and up to how many flows a new one gets them. The first are large, so
-/// that some frames of 64 KiB are on their way at a time. 1,024 flows have 70 MiB at most, and 64 KiB more for each that is
-/// still inspected.
-const BUFFERS: [(usize, usize); 3] = [(32, 256 * 1024), (256, 64 * 1024), (usize::MAX, 16 * 1024)];
+/// that some segments are on their way at a time. 1,024 flows have 70 MiB at most, and 64 KiB more for each that is still
+/// inspected.
+const BUFFERS: [(usize, Buffer); 3] =
+    [(32, Buffer::Segments(4)), (256, Buffer::Segments(1)), (usize::MAX, Buffer::Bytes(16 * 1024))];
+
+/// A length of a buffer. A buffer that is not a whole number of the longest segments would end each window with a short one,
+/// which costs as much as a long one.
+#[derive(Debug, Clone, Copy)]
+enum Buffer {
+    Segments(usize),
+    Bytes(usize),
+}
+
+impl Buffer {
+    /// Returns the length in bytes for a connection to `destination`.
+    fn bytes(self, destination: IpAddr) -> usize {
+        let headers = if destination.is_ipv4() { 40 } else { 60 };
+        match self {
+            Self::Segments(count) => count * (MTU - headers),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
 
 /// How long the guest may take to confirm a connection that the gateway has answered.
 const HANDSHAKE: Duration = Duration::from_secs(20);
@@ -140,7 +161,8 @@ impl TcpFlow {
     /// Answers the guest's first segment, and waits until it has confirmed the answer.
     async fn answer(&self, shared: &Shared, syn: &Packet<'_>) -> Option<GuestStream> {
         let open = shared.open.get();
-        let capacity = BUFFERS.iter().find(|(flows, _)| open <= *flows).map_or(0, |(_, bytes)| *bytes);
+        let capacity =
+            BUFFERS.iter().find(|(flows, _)| open <= *flows).map_or(0, |(_, buffer)| buffer.bytes(syn.destination));
         let end = GuestEnd::open(&shared.link, syn, capacity)?;
         *self.end.borrow_mut() = Some(Rc::clone(&end));
         let guest = GuestStream::new(end);

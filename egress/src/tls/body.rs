@@ -3,6 +3,7 @@
 
 use crate::credentials::placeholders::Scan;
 use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::{
     cell::Cell,
@@ -26,10 +27,17 @@ pub(super) type Found = Rc<Cell<Option<usize>>>;
 
 /// A body that is searched.
 pub(super) struct Searched {
-    body: Incoming,
+    body: Content,
     scan: Scan,
     found: Found,
     gate: Gate,
+}
+
+enum Content {
+    /// On its way from the guest.
+    Streamed(Incoming),
+    /// It was read, and searched, before the request is forwarded.
+    Whole(Full<Bytes>),
 }
 
 /// Holds a body back.
@@ -63,7 +71,24 @@ impl Gate {
 
 impl Searched {
     pub(super) fn new(body: Incoming, scan: Scan, found: Found, gate: Gate) -> Self {
-        Self { body, scan, found, gate }
+        Self { body: Content::Streamed(body), scan, found, gate }
+    }
+
+    /// Reads the whole body. Returns nothing if it has more than `max` bytes.
+    ///
+    /// # Errors
+    /// When the guest does not send it, or it is cut off.
+    pub(super) async fn read(self, max: usize) -> io::Result<Option<Bytes>> {
+        match Limited::new(self, max).collect().await {
+            Ok(collected) => Ok(Some(collected.to_bytes())),
+            Err(error) if error.is::<LengthLimitError>() => Ok(None),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Returns the same body after [`Self::read`].
+    pub(super) fn whole(bytes: Bytes, scan: Scan, found: Found) -> Self {
+        Self { body: Content::Whole(Full::new(bytes)), scan, found, gate: Gate::Open }
     }
 
     fn search(&mut self, frame: &Frame<Bytes>) -> io::Result<()> {
@@ -89,17 +114,29 @@ impl Body for Searched {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         ready!(self.gate.poll(context));
-        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(context)) else { return Poll::Ready(None) };
+        let body = match &mut self.body {
+            Content::Streamed(body) => body,
+            Content::Whole(body) => {
+                return Pin::new(body).poll_frame(context).map_err(|never| match never {});
+            }
+        };
+        let Some(frame) = ready!(Pin::new(body).poll_frame(context)) else { return Poll::Ready(None) };
         let frame = frame.map_err(io::Error::other)?;
         self.search(&frame)?;
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.body {
+            Content::Streamed(body) => body.is_end_stream(),
+            Content::Whole(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Content::Streamed(body) => body.size_hint(),
+            Content::Whole(body) => body.size_hint(),
+        }
     }
 }

@@ -4,8 +4,10 @@ use super::body::{Found, Gate, Searched};
 use crate::{
     credentials::{
         Credentials,
-        head::{About, Prepared, Rejected, Target, prepare, remove_hop_by_hop},
+        aws::{self, Payload},
+        head::{Prepared, prepare, remove_hop_by_hop},
         placeholders::Scan,
+        verdict::{About, Rejected, Target},
     },
     session::{Session, refused},
 };
@@ -13,7 +15,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
     Request, Response, StatusCode, Version,
-    body::Incoming,
+    body::{Body, Incoming},
     header::{self, HeaderValue},
     http::uri::Authority,
 };
@@ -26,6 +28,12 @@ use std::{
 
 /// Maximum length of a name that is recorded.
 const MAX_NAME: usize = 255;
+
+/// Maximum length of a body that is read as a whole because its signature has its hash.
+const MAX_HASHED: usize = 8 << 20;
+
+/// Maximum number of such bodies that a sandbox may have under way.
+const MAX_HASHING: usize = 4;
 
 /// The body of an answer.
 pub(super) type Answer = Response<UnsyncBoxBody<Bytes, hyper::Error>>;
@@ -50,12 +58,26 @@ impl Exchange {
     }
 
     /// Returns the request that is forwarded, or the answer to one that is not. The rules and secrets are those of now.
-    pub(super) fn forwarded(&self, request: Request<Incoming>) -> Result<Forwarded, Box<Answer>> {
+    pub(super) async fn forwarded(&self, request: Request<Incoming>) -> Result<Forwarded, Box<Answer>> {
         let credentials = Rc::clone(&self.session.borrow().credentials);
         let (mut head, body) = request.into_parts();
         let named = named(&head.uri, &head.headers);
-        let prepared = prepare(&mut head, &self.target, &credentials)
-            .map_err(|rejected| Box::new(self.reject(&rejected, named, &credentials)))?;
+        let reject = |rejected: Rejected| Box::new(self.reject(&rejected, named.clone(), &credentials));
+        let mut prepared = prepare(&mut head, &self.target, &credentials).map_err(reject)?;
+        if let Some(unsigned) = prepared.unsigned.take() {
+            match unsigned.payload(&head.headers).map_err(reject)? {
+                Payload::Stated(payload) => unsigned.sign(&mut head, &payload, &credentials).map_err(reject)?,
+                Payload::Hash => {
+                    let body = self.read(body, &credentials, reject).await?;
+                    head.headers.remove(header::EXPECT);
+                    prepared.waits = false;
+                    unsigned.sign(&mut head, &aws::hash(&body), &credentials).map_err(reject)?;
+                    let (scan, found) = (Scan::new(credentials.placeholders()), Found::default());
+                    let body = Searched::whole(body, scan, Rc::clone(&found));
+                    return Ok(Forwarded { request: Request::from_parts(head, body), prepared, found });
+                }
+            }
+        }
         let is_http_1 = head.version != Version::HTTP_2;
         let (found, mut gate) = (Found::default(), Gate::Open);
         let mut request = Request::from_parts(head, ());
@@ -74,6 +96,33 @@ impl Exchange {
         }
         let body = Searched::new(body, Scan::new(credentials.placeholders()), Rc::clone(&found), gate);
         Ok(Forwarded { request: request.map(|()| body), prepared, found })
+    }
+
+    /// Reads the body of a request that is signed.
+    async fn read(
+        &self,
+        body: Incoming,
+        credentials: &Credentials,
+        reject: impl Fn(Rejected) -> Box<Answer>,
+    ) -> Result<Bytes, Box<Answer>> {
+        if body.is_end_stream() {
+            return Ok(Bytes::new());
+        }
+        let refuse = |reason| reject(aws::unsignable(reason));
+        let hashing = Rc::clone(&self.session.borrow().hashing);
+        // This and the session have one each.
+        if Rc::strong_count(&hashing) > MAX_HASHING + 1 {
+            return Err(refuse("too many requests with bodies are signed at the same time"));
+        }
+        let found = Found::default();
+        let searched = Searched::new(body, Scan::new(credentials.placeholders()), Rc::clone(&found), Gate::Open);
+        match searched.read(MAX_HASHED).await {
+            Ok(Some(body)) => Ok(body),
+            Ok(None) => Err(refuse("the body of a request that is signed with its hash is longer than 8 MiB")),
+            Err(_) => {
+                Err(self.failed(&found).map_or_else(|| refuse("the body of the request is not complete"), Box::new))
+            }
+        }
     }
 
     /// Returns the server's answer for the guest.

@@ -109,7 +109,7 @@ struct Requests {
 
 impl Requests {
     async fn answer(&self, request: Request<Incoming>) -> io::Result<Answer> {
-        let forwarded = match self.exchange.forwarded(request) {
+        let forwarded = match self.exchange.forwarded(request).await {
             Ok(forwarded) => forwarded,
             Err(answer) => return Ok(*answer),
         };

@@ -91,7 +91,7 @@ async fn answer(
     mut sender: client::SendRequest<Searched>,
     request: Request<Incoming>,
 ) -> io::Result<Answer> {
-    let forwarded = match exchange.forwarded(request) {
+    let forwarded = match exchange.forwarded(request).await {
         Ok(forwarded) => forwarded,
         Err(answer) => return Ok(*answer),
     };

@@ -17,7 +17,7 @@ mod outcome;
 mod tasks;
 pub mod trust;
 
-pub use crate::credentials::head::Target;
+pub use crate::credentials::verdict::Target;
 use crate::session::Session;
 use exchange::Exchange;
 use handshake::{Protocol, Shaken, shake};

@@ -1,4 +1,5 @@
-//! A guest: smoltcp on the frame socket, with an Ethernet card, the addresses of every guest, and blocking calls.
+//! A guest: smoltcp on the frame socket, with an Ethernet card, the addresses of every guest, and blocking calls. The
+//! benchmark attaches the same guest to other programs, whose sockets frame differently.
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -15,7 +16,7 @@ use smoltcp::{
 };
 use std::{
     collections::VecDeque,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
@@ -26,10 +27,45 @@ pub const HEADER: usize = 12;
 /// Longest wait of a blocking call.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The form of frames on a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// One packet is a `virtio_net_hdr_v1` and one frame. The checksum of TCP is neither written nor checked.
+    Card,
+    /// One packet is one frame.
+    Packet,
+    /// A stream, in which four bytes with its length precede each frame.
+    Length,
+}
+
+impl Framing {
+    /// Bytes before each frame.
+    fn header(self) -> usize {
+        match self {
+            Self::Card => HEADER,
+            Self::Packet => 0,
+            Self::Length => 4,
+        }
+    }
+
+    /// Writes what precedes the frame in `packet`.
+    fn fill(self, packet: &mut [u8]) {
+        if self == Self::Length {
+            let length = u32::try_from(packet.len() - 4).unwrap();
+            packet[..4].copy_from_slice(&length.to_be_bytes());
+        }
+    }
+}
+
 pub struct Card {
     pub socket: OwnedFd,
     /// Frames that came, without their header.
     pub received: VecDeque<Vec<u8>>,
+    framing: Framing,
+    /// Packets for which the socket had no room, the first perhaps in part.
+    unsent: VecDeque<Vec<u8>>,
+    /// The beginning of a frame on a stream.
+    partial: Vec<u8>,
     mtu: usize,
     loses: Option<Box<dyn FnMut() -> bool>>,
 }
@@ -46,14 +82,29 @@ impl Card {
         send(&self.socket, packet, SendFlags::NOSIGNAL).expect("a frame");
     }
 
+    /// Sends what waits, as far as the socket has room. Returns true if nothing waits any more.
+    fn flush(&mut self) -> bool {
+        while let Some(packet) = self.unsent.front_mut() {
+            match send(&self.socket, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(sent) if sent < packet.len() => drop(packet.drain(..sent)),
+                Ok(_) => drop(self.unsent.pop_front()),
+                Err(Errno::AGAIN) => return false,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        true
+    }
+
     fn read(&mut self) {
+        self.flush();
         let mut buffer = vec![0; HEADER + 14 + 65_535];
         loop {
             match recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
                 Ok((0, _)) => panic!("the egress process closed the frame socket"),
+                Ok((count, _)) if self.framing == Framing::Length => self.split(&buffer[..count]),
                 Ok((count, _)) => {
                     if !self.loses.as_mut().is_some_and(|loses| loses()) {
-                        self.received.push_back(buffer[HEADER..count].to_vec());
+                        self.received.push_back(buffer[self.framing.header()..count].to_vec());
                     }
                 }
                 Err(Errno::AGAIN) => return,
@@ -62,16 +113,30 @@ impl Card {
         }
     }
 
+    /// Takes the frames that are complete out of a stream.
+    fn split(&mut self, bytes: &[u8]) {
+        self.partial.extend_from_slice(bytes);
+        let mut at = 0;
+        while let Some(header) = self.partial.get(at..at + 4) {
+            let length = u32::from_be_bytes(header.try_into().unwrap()) as usize;
+            let Some(frame) = self.partial.get(at + 4..at + 4 + length) else { break };
+            self.received.push_back(frame.to_vec());
+            at += 4 + length;
+        }
+        self.partial.drain(..at);
+    }
+
     /// Waits until a frame comes.
     pub fn wait(&self, time: Duration) {
         let timeout = Timespec::try_from(time).unwrap();
-        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        let events = if self.unsent.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
+        let mut fds = [PollFd::new(&self.socket, events)];
         let _ = poll(&mut fds, Some(&timeout));
     }
 }
 
 pub struct Rx(Vec<u8>);
-pub struct Tx<'c>(&'c OwnedFd);
+pub struct Tx<'c>(&'c mut Card);
 
 impl Device for Card {
     type RxToken<'a> = Rx;
@@ -79,16 +144,16 @@ impl Device for Card {
 
     fn receive(&mut self, _: SmolInstant) -> Option<(Rx, Tx<'_>)> {
         let frame = self.received.pop_front()?;
-        Some((Rx(frame), Tx(&self.socket)))
+        Some((Rx(frame), Tx(self)))
     }
 
     fn transmit(&mut self, _: SmolInstant) -> Option<Tx<'_>> {
-        Some(Tx(&self.socket))
+        self.flush().then_some(Tx(self))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut checksum = ChecksumCapabilities::default();
-        checksum.tcp = Checksum::None;
+        checksum.tcp = if self.framing == Framing::Card { Checksum::None } else { Checksum::Tx };
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = self.mtu + 14;
@@ -105,9 +170,12 @@ impl RxToken for Rx {
 
 impl TxToken for Tx<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut packet = vec![0; HEADER + len];
-        let result = f(&mut packet[HEADER..]);
-        send(self.0, &packet, SendFlags::NOSIGNAL).expect("a frame");
+        let framing = self.0.framing;
+        let mut packet = vec![0; framing.header() + len];
+        let result = f(&mut packet[framing.header()..]);
+        framing.fill(&mut packet);
+        self.0.unsent.push_back(packet);
+        self.0.flush();
         result
     }
 }
@@ -138,15 +206,21 @@ pub struct Guest {
 
 impl Guest {
     pub fn new(socket: OwnedFd) -> Self {
-        let mut card = Card { socket, received: VecDeque::new(), mtu: MTU, loses: None };
+        Self::attached(socket, Framing::Card, (GUEST_V4, 30), GATEWAY_V4)
+    }
+
+    /// Returns a guest with this address, whose link has this framing.
+    pub fn attached(socket: OwnedFd, framing: Framing, address: (Ipv4Addr, u8), gateway: Ipv4Addr) -> Self {
+        let (received, unsent, partial) = Default::default();
+        let mut card = Card { socket, received, framing, unsent, partial, mtu: MTU, loses: None };
         let mut config = Config::new(HardwareAddress::Ethernet(GUEST_MAC));
         config.random_seed = 7;
         let mut interface = Interface::new(config, &mut card, SmolInstant::from_micros(0));
         interface.update_ip_addrs(|addresses| {
-            addresses.push(IpCidr::new(IpAddress::from(IpAddr::V4(GUEST_V4)), 30)).unwrap();
+            addresses.push(IpCidr::new(IpAddress::from(IpAddr::V4(address.0)), address.1)).unwrap();
             addresses.push(IpCidr::new(IpAddress::from(IpAddr::V6(GUEST_V6)), 64)).unwrap();
         });
-        interface.routes_mut().add_default_ipv4_route(GATEWAY_V4).unwrap();
+        interface.routes_mut().add_default_ipv4_route(gateway).unwrap();
         interface.routes_mut().add_default_ipv6_route(GATEWAY_V6).unwrap();
         Self {
             card,

@@ -14,9 +14,15 @@ const INSIDE: &str = "SANDBOXVM_EGRESS_TEST";
 /// Runs the rest of the test `name` in a network namespace with the addresses of documentation on its loopback interface.
 /// Returns false in the process that only started it.
 pub fn in_namespace(name: &str) -> bool {
-    if env::var_os(INSIDE).is_some() {
+    if is_inside() {
         return true;
     }
+    run_in_namespace(&["--exact", name, "--nocapture", "--include-ignored"]);
+    false
+}
+
+/// Runs this program with these arguments in such a namespace.
+pub fn run_in_namespace(arguments: &[&str]) {
     let script = "ip link set lo up; for host in 1 2 3 4; do ip addr add 198.51.100.$host/32 dev lo; \
         ip addr add 2001:db8::$host/128 dev lo; done; \
         echo \"0 $groups\" >/proc/sys/net/ipv4/ping_group_range; \
@@ -31,11 +37,15 @@ pub fn in_namespace(name: &str) -> bool {
         .args(namespaces)
         .args(["--", "sh", "-ec", script, "sh"])
         .arg(env::current_exe().expect("the path of this program"))
-        .args(["--exact", name, "--nocapture", "--include-ignored"])
+        .args(arguments)
         .env(INSIDE, "1")
         .env("groups", groups)
         .status()
         .expect("unshare");
-    assert!(status.success(), "{name} failed in its namespace");
-    false
+    assert!(status.success(), "{arguments:?} failed in its namespace");
+}
+
+/// Returns true in the process that runs in the namespace.
+pub fn is_inside() -> bool {
+    env::var_os(INSIDE).is_some()
 }

@@ -194,6 +194,11 @@ impl Sandbox {
         self.egress.id()
     }
 
+    /// The egress process and its dialer.
+    pub fn pids(&self) -> [u32; 2] {
+        [self.egress.id(), self.dialer.id()]
+    }
+
     /// A line of the status of the egress process in KiB, such as `VmRSS`.
     pub fn memory(&self, line: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.egress.id())).unwrap();

@@ -6,5 +6,6 @@
 mod handshakes;
 mod placeholders;
 mod requests;
+mod signing;
 mod streams;
 mod world;

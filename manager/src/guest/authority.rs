@@ -6,7 +6,10 @@
 use crate::{
     guest::{error::ExecError, files::FileError},
     home::directory::{DirectoryError, SandboxDirectory},
-    network::{record::NetworkRecord, secrets::Kept},
+    network::{
+        record::NetworkRecord,
+        secrets::{Kept, SecretSpec},
+    },
     record::RecordError,
     sandbox::Sandbox,
 };
@@ -76,9 +79,11 @@ impl Sandbox {
         }
         let kept = Kept::read(&self.directory)?;
         let Some(certificate) = kept.certificate() else { return Ok(Vec::new()) };
+        let variables = |secret: &SecretSpec| -> Vec<String> {
+            secret.variables().map(|name| format!("{name}={}", secret.placeholder)).collect()
+        };
         let secrets = record.settings.secrets.iter();
-        let mut variables: Vec<String> =
-            secrets.map(|secret| format!("{}={}", secret.name, secret.placeholder)).collect();
+        let mut variables: Vec<String> = secrets.flat_map(variables).collect();
         variables.extend(OF_BUNDLE.iter().map(|name| format!("{name}={BUNDLE}")));
         variables.push(format!("{OF_CERTIFICATE}={CERTIFICATE}"));
         let max = u64::try_from(certificate.len()).unwrap_or(u64::MAX);

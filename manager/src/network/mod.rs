@@ -6,6 +6,7 @@
 //! policy_file  named sets of rules, and a whole policy, in a file of the user
 //! operator     what the operator permits and provides
 //! present      what the operator provides and permits now, to which each record is held
+//! access_key   secrets that sign requests to AWS
 //! secrets      secrets and header rules; `network.secrets`: their values and the authority's key
 //! proxy        the upstream proxy of a sandbox
 //! download     what this process may connect to when it downloads what a build names
@@ -19,6 +20,7 @@
 //! The module decides nothing about a guest's packets: the egress process does, with the settings
 //! that [`supervision`](crate::supervision) hands it. May not start a process.
 
+pub(crate) mod access_key;
 pub(crate) mod advice;
 pub(crate) mod download;
 pub(crate) mod operator;

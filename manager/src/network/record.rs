@@ -154,6 +154,7 @@ impl NetworkRecord {
 #[cfg(test)]
 mod tests {
     use super::{super::spec::tests::rules, *};
+    use crate::network::access_key::SecretKind;
     use crate::network::secrets::{SecretSpec, SecretText, ValueSource};
     use sandboxvm_protocol::egress::HostName;
     use std::{net::IpAddr, os::unix::fs::PermissionsExt};
@@ -262,6 +263,7 @@ mod tests {
                 hosts: vec!["a.example".into()],
                 placeholder: String::new(),
                 value: given(value),
+                kind: SecretKind::Text,
             };
             let proxy = format!("socks5://me:{password}@proxy.example:1080").parse().unwrap();
             let spec = NetworkSpec {

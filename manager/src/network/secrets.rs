@@ -6,6 +6,7 @@
 //! an egress process that replaces another one reads them again. The file is overwritten before it is
 //! removed. No value may reach an argument, the environment of a process, a log or a snapshot.
 
+use super::access_key::{self, SecretKind};
 use crate::{
     home::directory::{DirectoryError, NETWORK_SECRETS as FILE, SandboxDirectory},
     record::RecordError,
@@ -46,6 +47,12 @@ impl SecretText {
     #[must_use]
     pub fn new(value: String) -> Self {
         Self(value)
+    }
+
+    /// Wraps an access key of AWS, for [`SecretSpec::access_key`].
+    #[must_use]
+    pub fn access_key(id: &str, secret: &str, token: Option<&str>) -> Self {
+        Self(access_key::joined(id, secret, token))
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -100,6 +107,27 @@ pub struct SecretSpec {
     pub placeholder: String,
     /// The value.
     pub value: ValueSource,
+    /// What it is.
+    #[serde(default, skip_serializing_if = "SecretKind::is_text")]
+    pub kind: SecretKind,
+}
+
+impl SecretSpec {
+    /// Returns a new access key of AWS. `profile` is for a value that is in a file.
+    #[must_use]
+    pub fn access_key(hosts: Vec<String>, profile: &str, value: ValueSource) -> Self {
+        let kind = SecretKind::AccessKey { profile: profile.to_owned() };
+        Self { name: access_key::ID_VARIABLE.to_owned(), hosts, placeholder: String::new(), value, kind }
+    }
+
+    /// Returns the variables of the guest with its placeholder.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = &str> {
+        let more = match self.kind {
+            SecretKind::Text => None,
+            SecretKind::AccessKey { .. } => Some(access_key::SECRET_VARIABLE),
+        };
+        [self.name.as_str()].into_iter().chain(more)
+    }
 }
 
 /// Headers that are set in each request to a host. The host does not become reachable by it.
@@ -300,7 +328,7 @@ impl Kept {
             name: secret.name.clone(),
             placeholder: secret.placeholder.clone(),
             hosts: secret.hosts.clone(),
-            value: self.value(&of_secret(&secret.name), &secret.value),
+            value: self.value_of(secret),
         };
         secrets.iter().map(secret).collect()
     }
@@ -331,6 +359,15 @@ impl Kept {
     /// Why it cannot be read.
     pub(crate) fn proxy_password(&self, source: &ValueSource) -> Result<String, String> {
         self.value(OF_PROXY, source)
+    }
+
+    fn value_of(&self, secret: &SecretSpec) -> Result<String, String> {
+        match (&secret.kind, &secret.value) {
+            (SecretKind::AccessKey { profile }, ValueSource::File(path)) => {
+                access_key::from_file(path, profile).map_err(|error| format!("{}: {error}", path.display()))
+            }
+            _ => self.value(&of_secret(&secret.name), &secret.value),
+        }
     }
 
     fn value(&self, key: &str, source: &ValueSource) -> Result<String, String> {
@@ -403,7 +440,13 @@ mod tests {
     const VALUE: &str = "sk-very-secret";
 
     fn secret(name: &str, value: ValueSource) -> SecretSpec {
-        SecretSpec { name: name.into(), hosts: vec!["api.example".into()], placeholder: String::new(), value }
+        SecretSpec {
+            name: name.into(),
+            hosts: vec!["api.example".into()],
+            placeholder: String::new(),
+            value,
+            kind: SecretKind::Text,
+        }
     }
 
     fn given(value: &str) -> ValueSource {

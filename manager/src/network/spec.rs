@@ -1,6 +1,7 @@
 //! What a sandbox is to reach, as a user asks for it.
 
 use super::{
+    access_key::{self, SecretKind},
     proxy::{ProxyError, ProxySpec},
     rules,
     secrets::{self, HeaderRuleSpec, Kept, MAX_SECRETS, SecretSpec, ValueSource},
@@ -131,13 +132,18 @@ impl NetworkSpec {
     }
 
     fn check_secrets(&self) -> Result<(), NetworkSpecError> {
-        for (at, SecretSpec { name, hosts, value, .. }) in self.secrets.iter().enumerate() {
+        for (at, secret @ SecretSpec { name, hosts, value, kind, .. }) in self.secrets.iter().enumerate() {
             let fail = |problem: String| Err(NetworkSpecError::Secret { name: name.clone(), problem });
             if !is_variable(name) {
                 return fail("its name must be that of an environment variable".to_owned());
             }
-            if self.secrets[..at].iter().any(|other| other.name == *name) {
+            let is_taken =
+                |name: &str| self.secrets[..at].iter().any(|other| other.variables().any(|taken| taken == name));
+            if secret.variables().any(is_taken) {
                 return fail("there are two with this name".to_owned());
+            }
+            if let Some(problem) = kind.problem(name) {
+                return fail(problem.to_owned());
             }
             if hosts.is_empty() || hosts.len() > MAX_HEADER_RULES {
                 return fail(format!("it needs 1 to {MAX_HEADER_RULES} hosts"));
@@ -145,7 +151,11 @@ impl NetworkSpec {
             if let Some(problem) = hosts.iter().find_map(|host| not_a_host(host)) {
                 return fail(problem);
             }
-            if let Some(problem) = given_problem(value) {
+            let problem = match (kind, value) {
+                (SecretKind::AccessKey { .. }, ValueSource::Given(value)) => access_key::value_problem(value.as_str()),
+                _ => given_problem(value),
+            };
+            if let Some(problem) = problem {
                 return fail(format!("its value cannot be in a header: {problem}"));
             }
         }
@@ -381,6 +391,7 @@ pub(crate) mod tests {
             hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
             placeholder: "p".to_owned(),
             value: ValueSource::Kept,
+            kind: SecretKind::Text,
         };
         let with = |secrets: &[SecretSpec]| NetworkSpec {
             reach: Reach::Listed,

@@ -226,7 +226,7 @@ fn spec(scope: &Scope, arguments: &CreateArguments) -> Result<SandboxSpec, Lifec
         network: arguments
             .network
             .as_ref()
-            .map(|network| network.spec(&scope.settings().network))
+            .map(|network| network.spec(&scope.settings().network, &scope.settings().secrets))
             .transpose()?
             .flatten(),
         ..SandboxSpec::default()

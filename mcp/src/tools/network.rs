@@ -15,7 +15,7 @@ use rmcp::{
     tool, tool_router,
 };
 use sandboxvm_manager::{
-    Advice, DialFailure, NetworkSpec, NetworkSpecError, Permitted, Reach, RecordError, Rule,
+    Advice, DialFailure, NetworkSpec, NetworkSpecError, Permitted, Reach, RecordError, Rule, SecretSpec,
     audit::{AuditError, Event, Line, NetworkDecision},
     one_line,
 };
@@ -41,6 +41,11 @@ pub(crate) struct NetworkArguments {
     /// What is denied, in the same form. A deny rule beats an allow rule.
     #[serde(default)]
     deny: Vec<String>,
+    /// Secrets that commands can use without having them, by the names that the user permits: a variable with the name of
+    /// the secret has a placeholder, which becomes the secret in headers of HTTPS requests to the hosts of the secret. These
+    /// hosts have to be allowed too.
+    #[serde(default)]
+    secrets: Vec<String>,
 }
 
 /// What a sandbox reaches without rules.
@@ -62,6 +67,8 @@ pub(crate) enum NetworkFailure {
     Argument(#[from] BadArgument),
     #[error("cannot give the sandbox this network: {problem}; {permits}")]
     NotPermitted { problem: NetworkSpecError, permits: String },
+    #[error("no secret {name:?} can be asked for; {permits}")]
+    UnknownSecret { name: String, permits: String },
     #[error(transparent)]
     Scope(#[from] ScopeError),
     #[error("cannot read the network of the sandbox: {0}")]
@@ -87,6 +94,8 @@ pub(crate) struct NetworkShown {
     allow: Vec<String>,
     /// What is denied.
     deny: Vec<String>,
+    /// The secrets of which it has placeholders, with the hosts that they are for.
+    secrets: Vec<String>,
     /// What new sandboxes may ask for at most.
     permitted: String,
     /// What was refused last, newest first.
@@ -119,9 +128,24 @@ impl RefusalShown {
 
 impl NetworkArguments {
     /// Returns the network that the arguments describe, or `None` for a machine without a network card.
-    pub(super) fn spec(&self, permitted: &Permitted) -> Result<Option<NetworkSpec>, NetworkFailure> {
+    pub(super) fn spec(
+        &self,
+        permitted: &Permitted,
+        secrets: &[SecretSpec],
+    ) -> Result<Option<NetworkSpec>, NetworkFailure> {
         let (allow, deny) = (rules("network.allow", &self.allow)?, rules("network.deny", &self.deny)?);
+        let named = |name: &String| {
+            let found = secrets.iter().find(|secret| secret.name == *name).cloned();
+            found.ok_or_else(|| NetworkFailure::UnknownSecret {
+                name: one_line(&bounded(name.clone(), MAX_NAME)),
+                permits: permits(permitted, secrets),
+            })
+        };
+        let wanted = self.secrets.iter().map(named).collect::<Result<Vec<_>, _>>()?;
         let reach = match self.reach {
+            None | Some(ReachArgument::None) if allow.is_empty() && !wanted.is_empty() => {
+                return Err(BadArgument::new("network.secrets", "allow their hosts, or set reach to public").into());
+            }
             None if allow.is_empty() => return Ok(None),
             Some(ReachArgument::None) if allow.is_empty() => return Ok(None),
             Some(ReachArgument::None) => {
@@ -130,11 +154,12 @@ impl NetworkArguments {
             None | Some(ReachArgument::Allow) => Reach::Listed,
             Some(ReachArgument::Public) => Reach::Public,
         };
-        let spec = NetworkSpec { reach, allow, deny, limits: permitted.limits, ..NetworkSpec::default() };
+        let spec =
+            NetworkSpec { reach, allow, deny, secrets: wanted, limits: permitted.limits, ..NetworkSpec::default() };
         match spec.check().and_then(|()| permitted.check(&spec)) {
             Ok(()) => Ok(Some(spec)),
             Err(problem @ NetworkSpecError::NotPermitted(_)) => {
-                Err(NetworkFailure::NotPermitted { problem, permits: permits(permitted) })
+                Err(NetworkFailure::NotPermitted { problem, permits: permits(permitted, secrets) })
             }
             Err(problem) => Err(BadArgument::new("network", problem).into()),
         }
@@ -180,7 +205,12 @@ async fn shown(scope: &Scope, arguments: NetworkOfArguments) -> Result<NetworkSh
         },
         allow: texts(&network.allow),
         deny: texts(&network.deny),
-        permitted: permits(permitted),
+        secrets: network
+            .secrets
+            .iter()
+            .map(|secret| format!("{} for {}", secret.name, secret.hosts.join(", ")))
+            .collect(),
+        permitted: permits(permitted, &scope.settings().secrets),
         refused: refusals(|end| sandbox.trail().read_before(end), permitted)?,
     })
 }
@@ -268,7 +298,7 @@ fn advised(advice: &Advice, permitted: &Permitted) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_manager::{EgressLimits, FlowEnd, Transport};
+    use sandboxvm_manager::{EgressLimits, FlowEnd, SecretText, Transport, ValueSource};
 
     fn permitted(reach: Reach, allow: &[&str]) -> Permitted {
         let allow = allow.iter().map(|text| text.parse().unwrap()).collect();
@@ -277,7 +307,43 @@ mod tests {
 
     fn spec(json: serde_json::Value, permitted: &Permitted) -> Result<Option<NetworkSpec>, String> {
         let arguments: NetworkArguments = serde_json::from_value(json).unwrap();
-        arguments.spec(permitted).map_err(|error| error.to_string())
+        arguments.spec(permitted, &secrets()).map_err(|error| error.to_string())
+    }
+
+    fn secrets() -> Vec<SecretSpec> {
+        let given = ValueSource::Given(SecretText::new("sk-value".into()));
+        let json = serde_json::json!({"name": "API_TOKEN", "hosts": ["api.example"], "value": "kept"});
+        let secret: SecretSpec = serde_json::from_value(json).unwrap();
+        vec![SecretSpec { value: given, ..secret }]
+    }
+
+    #[test]
+    fn secrets_are_those_that_the_user_permits_by_their_names() {
+        let some = permitted(Reach::Listed, &["*.example"]);
+        let with = |json: serde_json::Value| spec(json, &some);
+        let asked = with(serde_json::json!({"allow": ["api.example"], "secrets": ["API_TOKEN"]})).unwrap().unwrap();
+        assert_eq!(asked.secrets, secrets());
+        assert_eq!(with(serde_json::json!({"allow": ["api.example"]})).unwrap().unwrap().secrets, []);
+        let permits = "the user permits reach allow with rules within *.example; secrets that can be asked for: API_TOKEN for \
+                       api.example";
+        assert_eq!(super::permits(&some, &secrets()), permits);
+        for (json, refusal) in [
+            (
+                serde_json::json!({"allow": ["api.example"], "secrets": ["OTHER\n"]}),
+                format!("no secret \"OTHER\\\\n\" can be asked for; {permits}"),
+            ),
+            (
+                serde_json::json!({"secrets": ["API_TOKEN"]}),
+                "invalid argument network.secrets: allow their hosts, or set reach to public".to_owned(),
+            ),
+        ] {
+            assert_eq!(with(json), Err(refusal));
+        }
+        let twice = with(serde_json::json!({"allow": ["api.example"], "secrets": ["API_TOKEN", "API_TOKEN"]}));
+        assert!(twice.unwrap_err().contains("there are two with this name"));
+        // Its hosts are not allowed because of it.
+        let elsewhere = with(serde_json::json!({"allow": ["api.test"], "secrets": ["API_TOKEN"]}));
+        assert!(elsewhere.unwrap_err().contains("does not permit the rule api.test"));
     }
 
     #[test]

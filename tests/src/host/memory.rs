@@ -84,6 +84,15 @@ pub(crate) fn try_of_vmm(pid: u32, guest_mib: u64) -> Option<VmmMemory> {
     })
 }
 
+/// Returns the memory of a process in KiB, where each page counts for its share, or `None` if it has
+/// ended.
+#[must_use]
+pub fn proportional_kib(pid: u32) -> Option<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// Returns `VmRSS` of a process in KiB, or `None` if it has ended.
 #[must_use]
 pub fn resident_kib(pid: u32) -> Option<u64> {

@@ -1,7 +1,9 @@
 //! The way of a user: a sandbox with a rule, a change while it runs, the log and the suggestion.
 
-use crate::namespace::{self, SERVER};
-use sandboxvm_tests::home::{Home, SMALL, eventually};
+use sandboxvm_tests::{
+    home::{Home, SMALL, eventually},
+    namespace::{self, SERVER},
+};
 use std::{
     fs,
     net::{TcpListener, TcpStream},

@@ -2,5 +2,4 @@
 //! separate network namespace, so that nothing beyond this machine is reached.
 
 mod first_use;
-mod namespace;
 mod secrets;

@@ -1,8 +1,10 @@
 //! A secret that the guest uses and never has.
 
-use crate::namespace::{self, SERVER};
 use sandboxvm_authority::Authority;
-use sandboxvm_tests::home::{Home, SMALL};
+use sandboxvm_tests::{
+    home::{Home, SMALL},
+    namespace::{self, SERVER},
+};
 use std::{
     fs,
     io::{Read, Write},

@@ -111,6 +111,7 @@ impl Mcp {
             templates: self.template.clone(),
             max_sandboxes: self.max_sandboxes,
             network,
+            secrets: self.network.secrets()?,
             keep: self.keep,
         })
     }

@@ -2,7 +2,7 @@
 //! decides how they combine.
 
 pub(super) mod policy_file;
-mod secret_values;
+pub(crate) mod secret_values;
 
 use crate::failure::Failure;
 use clap::{Args, ValueEnum};
@@ -38,7 +38,9 @@ pub(crate) struct NetworkOptions {
     add_host: Vec<HostName>,
     /// Let requests to these hosts carry a secret that the guest never sees: the guest's variable NAME has a placeholder,
     /// which becomes the secret in headers of requests over TLS. Its value is that of the variable NAME here, or the content
-    /// of FILE. It allows no host. Can be repeated
+    /// of FILE. It allows no host. With aws:env or aws:PROFILE=FILE for NAME, it is an access key of AWS, from the variables
+    /// AWS_... here or the credentials file FILE, and signs the requests that the guest signed with placeholders. Can be
+    /// repeated
     #[arg(long, value_name = "NAME[=FILE]@HOST[,HOST]")]
     secret: Vec<String>,
     /// Send every TCP connection of the sandbox through the proxy socks5://[USER[:PASSWORD]@]HOST:PORT, or the same with

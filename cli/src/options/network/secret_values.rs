@@ -2,7 +2,7 @@
 //! Reads them from the environment or notes the file that has them.
 
 use crate::failure::Failure;
-use sandboxvm_manager::{ProxyError, ProxySpec, SecretSpec, SecretText, ValueSource};
+use sandboxvm_manager::{ProxyError, ProxySpec, SecretKind, SecretSpec, SecretText, ValueSource};
 use std::{
     env::VarError,
     fs, io,
@@ -10,21 +10,28 @@ use std::{
 };
 
 /// Reads `NAME@HOST[,HOST]`, whose value is in the environment, or `NAME=FILE@HOST[,HOST]`. A value is never part of the
-/// command line, which other users of the host can read.
-pub(super) fn secret(text: &str, variable: impl Fn(&str) -> Result<String, VarError>) -> Result<SecretSpec, Failure> {
+/// command line, which other users of the host can read. `aws:env@HOST` and `aws:PROFILE=FILE@HOST` are the same for an access
+/// key of AWS.
+pub(crate) fn secret(text: &str, variable: impl Fn(&str) -> Result<String, VarError>) -> Result<SecretSpec, Failure> {
     let invalid = || Failure::new(format_args!("invalid secret {text:?}: expected NAME@HOST or NAME=FILE@HOST"));
     let (source, hosts) = text.rsplit_once('@').ok_or_else(invalid)?;
+    let hosts_of = |hosts: &str| hosts.split(',').map(str::to_owned).collect();
+    if let Some(key) = source.strip_prefix("aws:") {
+        let (profile, value) = match key.split_once('=') {
+            Some((_, "")) => return Err(invalid()),
+            Some((profile, file)) => (profile, from_file(source.split('=').next().unwrap_or(source), file)?),
+            None if key == "env" => ("default", access_key(variable)?),
+            None => {
+                return Err(Failure::new(format_args!(
+                    "invalid secret {text:?}: expected aws:env@HOST or aws:PROFILE=FILE@HOST"
+                )));
+            }
+        };
+        return Ok(SecretSpec::access_key(hosts_of(hosts), profile, value));
+    }
     let (name, value) = match source.split_once('=') {
         Some((_, "")) => return Err(invalid()),
-        Some((name, file)) => {
-            let file =
-                path::absolute(file).map_err(|error| Failure::new(format_args!("invalid path {file:?}: {error}")))?;
-            if let Err(error) = fs::File::open(&file) {
-                let message = format_args!("cannot read the secret {name} from {}: {error}", file.display());
-                return Err(Failure::new(message));
-            }
-            (name, ValueSource::File(file))
-        }
+        Some((name, file)) => (name, from_file(name, file)?),
         None => {
             let value = variable(source).map_err(|error| {
                 Failure::new(format_args!("cannot read the secret {source}: {error}")).hinted(format!(
@@ -34,8 +41,30 @@ pub(super) fn secret(text: &str, variable: impl Fn(&str) -> Result<String, VarEr
             (source, ValueSource::Given(SecretText::new(value)))
         }
     };
-    let hosts = hosts.split(',').map(str::to_owned).collect();
-    Ok(SecretSpec { name: name.to_owned(), hosts, placeholder: String::new(), value })
+    let (name, hosts) = (name.to_owned(), hosts_of(hosts));
+    Ok(SecretSpec { name, hosts, placeholder: String::new(), value, kind: SecretKind::Text })
+}
+
+fn from_file(name: &str, file: &str) -> Result<ValueSource, Failure> {
+    let file = path::absolute(file).map_err(|error| Failure::new(format_args!("invalid path {file:?}: {error}")))?;
+    if let Err(error) = fs::File::open(&file) {
+        let message = format_args!("cannot read the secret {name} from {}: {error}", file.display());
+        return Err(Failure::new(message));
+    }
+    Ok(ValueSource::File(file))
+}
+
+/// Reads the access key that tools of AWS would use.
+fn access_key(variable: impl Fn(&str) -> Result<String, VarError>) -> Result<ValueSource, Failure> {
+    let read = |name: &str| {
+        variable(name).map_err(|error| {
+            Failure::new(format_args!("cannot read the access key from the variable {name}: {error}"))
+                .hinted("set it in the environment of this command, or name a file: aws:PROFILE=FILE@HOST".to_owned())
+        })
+    };
+    let token = variable("AWS_SESSION_TOKEN").ok().filter(|token| !token.is_empty());
+    let (id, secret) = (read("AWS_ACCESS_KEY_ID")?, read("AWS_SECRET_ACCESS_KEY")?);
+    Ok(ValueSource::Given(SecretText::access_key(&id, &secret, token.as_deref())))
 }
 
 /// Returns the proxy of `--proxy`, with the password from the option that names it.
@@ -101,6 +130,32 @@ mod tests {
         assert!(
             refusal("KEY").starts_with("invalid secret") && refusal("KEY=@a.example").starts_with("invalid secret")
         );
+    }
+
+    #[test]
+    fn access_keys_of_aws_come_from_the_environment_or_a_profile() {
+        let of = |token: Option<&'static str>| {
+            move |name: &str| match name {
+                "AWS_ACCESS_KEY_ID" => Ok("AKID".to_owned()),
+                "AWS_SECRET_ACCESS_KEY" => Ok("sk".to_owned()),
+                "AWS_SESSION_TOKEN" => token.map(str::to_owned).ok_or(VarError::NotPresent),
+                _ => Err(VarError::NotPresent),
+            }
+        };
+        let given = |text: &str| ValueSource::Given(SecretText::new(text.into()));
+        let key = secret("aws:env@*.s3.example,s3.example", of(Some("token"))).unwrap();
+        assert_eq!((key.name.as_str(), key.value), ("AWS_ACCESS_KEY_ID", given("AKID\nsk\ntoken")));
+        assert_eq!((key.hosts.len(), key.kind), (2, SecretKind::AccessKey { profile: "default".into() }));
+        assert_eq!(secret("aws:env@s3.example", of(None)).unwrap().value, given("AKID\nsk"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let key = secret(&format!("aws:ci={}@s3.example", file.path().display()), of(None)).unwrap();
+        assert_eq!(key.value, ValueSource::File(file.path().to_owned()));
+        assert_eq!(key.kind, SecretKind::AccessKey { profile: "ci".into() });
+        let refusal = |text: &str| secret(text, |_: &str| Err(VarError::NotPresent)).unwrap_err().text().to_owned();
+        assert!(refusal("aws:env@s3.example").starts_with("cannot read the access key from the variable AWS_ACCESS"));
+        assert!(refusal("aws:ci@s3.example").contains("expected aws:env@HOST or aws:PROFILE=FILE@HOST"));
+        assert!(refusal("aws:ci=@s3.example").starts_with("invalid secret"));
+        assert!(refusal("aws:ci=/none@s3.example").starts_with("cannot read the secret aws:ci from /none: "));
     }
 
     #[test]

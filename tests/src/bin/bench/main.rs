@@ -8,6 +8,7 @@ mod fork;
 mod images;
 mod jail;
 mod neighbours;
+mod network;
 mod pool;
 mod reclaim;
 mod reset;
@@ -55,6 +56,9 @@ enum Benchmark {
     Reclaim(reclaim::Arguments),
     /// Response time of one sandbox while another one attacks from the inside
     Neighbours(neighbours::Arguments),
+    /// A sandbox with a network: start, memory, throughput, requests; and frames without a guest,
+    /// beside passt and slirp4netns
+    Network(network::Arguments),
     /// Many clients of `serve` at the same time, with and without a pool
     Server(server::Arguments),
     /// Jobs with files in a live share, on the own disk, in a workspace and on the host
@@ -77,6 +81,7 @@ fn main() {
         Benchmark::Clones(arguments) => clones::run(&arguments),
         Benchmark::Reclaim(arguments) => reclaim::run(&arguments),
         Benchmark::Neighbours(arguments) => neighbours::run(&arguments),
+        Benchmark::Network(arguments) => network::run(&arguments),
         Benchmark::Server(arguments) => server::run(&arguments),
         Benchmark::Shares(arguments) => shares::run(&arguments),
     }

@@ -1,5 +1,5 @@
-//! A network namespace for one test, with an address and servers in it. The namespace is that of the
-//! test's thread, and so of every program that the thread starts.
+//! A network namespace for one test or benchmark, with an address and servers in it. The namespace is
+//! that of the caller's thread, and so of every program that the thread starts.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -13,6 +13,10 @@ pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
 /// Moves this thread into a new network namespace with [`SERVER`]. Returns false for users that may
 /// not make one.
+///
+/// # Panics
+/// Panics if the namespace cannot be made.
+#[must_use]
 pub fn enter() -> bool {
     if !rustix::process::geteuid().is_root() {
         return false;
@@ -28,6 +32,9 @@ pub fn enter() -> bool {
 }
 
 /// Serves HTTP on port 80 of [`SERVER`]: each response names the host of the request.
+///
+/// # Panics
+/// Panics if the port is in use.
 pub fn serve_http() {
     let listener = TcpListener::bind((SERVER, 80)).expect("port 80 of the namespace");
     thread::spawn(move || {
@@ -42,6 +49,10 @@ pub fn serve_http() {
 }
 
 /// Serves DNS on the loopback address: every name has the address [`SERVER`]. Returns where it listens.
+///
+/// # Panics
+/// Panics if there is no port.
+#[must_use]
 pub fn serve_dns() -> SocketAddr {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of the namespace");
     let address = socket.local_addr().expect("an address");
