@@ -155,6 +155,11 @@ pub(crate) fn open_directory(directory: impl AsFd) -> Result<OwnedFd, Errno> {
     resolve(directory.as_fd(), b".", flags, Mode::empty())
 }
 
+/// Opens a directory in a directory, to read its entries.
+pub(crate) fn open_below(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    resolve(parent.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY | SAFE_FLAGS, Mode::empty())
+}
+
 /// Creates a regular file, or opens the one that is there unless it must be new. As in [`open`], what is there is
 /// checked before it is opened.
 pub(crate) fn create(parent: impl AsFd, name: Name<'_>, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
