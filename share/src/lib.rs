@@ -30,4 +30,4 @@ pub use protocol::MAX_MESSAGE;
 pub use root::{Root, RootError};
 pub use serve::{ServeError, serve};
 pub use server::{Owner, Server, Settings};
-pub use volume::{Boot, FILES, Limits, Volume, boot};
+pub use volume::{Boot, FILES, Limits, Volume, boot, prepare};

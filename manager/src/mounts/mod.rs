@@ -14,4 +14,5 @@ pub(crate) mod spec;
 
 pub use path::{MountPath, MountPathError};
 pub use share_root::ShareRootError;
+pub use sandboxvm_share::Limits as ContentLimits;
 pub use spec::{MountSource, MountSpec, MountedVolume, Mounts, MountsError, Share, Tmpfs};

@@ -129,6 +129,12 @@ pub(super) fn remove(volume: &Volume, root: &Root, path: &VolumePath) -> Result<
     }
 }
 
+/// Removes all files.
+pub(super) fn empty_root(volume: &Volume, root: &Root) -> Result<(), Failure> {
+    let emptied = root::open_directory(root.file()).and_then(|directory| empty(volume, directory));
+    emptied.map_err(|errno| failure(Why::Internal, format!("cannot remove all files: {errno}")))
+}
+
 fn unlink(volume: &Volume, parent: impl AsFd, name: &[u8], flags: AtFlags) -> Result<(), Errno> {
     volume.quota.removing(&parent, name, || unlinkat(&parent, name, flags))
 }

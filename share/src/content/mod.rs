@@ -102,6 +102,7 @@ fn without_body(volume: &Volume, root: &Root, request: Request) -> Result<Option
             described(&path)
         }
         Request::Remove { path } => change::remove(volume, root, &VolumePath::new(&path)?).map(|()| None),
+        Request::Empty => change::empty_root(volume, root).map(|()| None),
         Request::Read { .. } | Request::Write { .. } => Err(failure(Why::Internal, "the request has a body")),
     }
 }

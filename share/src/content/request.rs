@@ -59,6 +59,8 @@ pub enum Request {
         /// Its path.
         path: String,
     },
+    /// Removes all files. No client asks for it.
+    Empty,
 }
 
 /// Owner and permissions, where they are stated.

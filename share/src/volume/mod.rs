@@ -19,7 +19,12 @@ pub use usage::Boot;
 use crate::root::{self, RootError};
 use quota::Quota;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
-use std::path::Path;
+use std::{
+    fs::{DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
 
 /// The directory of a volume's files, in that of the volume.
 pub const FILES: &str = "files";
@@ -41,6 +46,21 @@ impl Volume {
         let files = root::open_below(&volume, FILES.as_bytes())?;
         Ok(Self { quota: Quota::open(&volume, files, limits, boot)? })
     }
+}
+
+/// Makes the directories of a new volume in `path`, and returns them. They belong to the caller.
+///
+/// # Errors
+/// When they cannot be made, or the file system has no extended attributes of users.
+pub fn prepare(path: &Path) -> io::Result<[PathBuf; 2]> {
+    let (files, nameless) = (path.join(FILES), path.join(nameless::DIRECTORY));
+    for directory in [&files, &nameless] {
+        DirBuilder::new().mode(0o700).create(directory)?;
+    }
+    // Every user of a sandbox may write a volume.
+    let everybody = ownership::Ownership { uid: 0, gid: 0, mode: 0o777 };
+    everybody.set(File::open(&files)?)?;
+    Ok([files, nameless])
 }
 
 /// Returns the boot of this host. Before the process is confined: it is a file of the host.

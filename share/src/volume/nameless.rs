@@ -14,7 +14,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-const DIRECTORY: &str = "nameless";
+pub(super) const DIRECTORY: &str = "nameless";
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
 /// What became of a file.
