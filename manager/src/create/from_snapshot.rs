@@ -73,10 +73,20 @@ impl NamedBasis {
         if spec.workspace.is_some() {
             return Err(WorkspaceError::OfSnapshot(self.name.clone()).into());
         }
-        if !spec.mounts.is_empty() || spec.read_only_root {
-            return Err(MountsError::OfSnapshot(self.name.clone()).into());
-        }
         let manifest = &self.snapshot.manifest;
+        let mounts = match () {
+            () if spec.read_only_root => None,
+            () if spec.mounts.is_empty() => Some(manifest.mounts.clone()),
+            // A machine that has nothing mounted can mount volumes of the server, for which it needs no device.
+            () if manifest.mounts.is_empty() && !manifest.read_only_root && spec.mounts.are_of_server() => {
+                if let Some(workspace) = &manifest.workspace {
+                    spec.mounts.check_beside_workspace(&workspace.at)?;
+                }
+                Some(spec.mounts.clone())
+            }
+            () => None,
+        };
+        let mounts = mounts.ok_or_else(|| MountsError::OfSnapshot(self.name.clone()))?;
         // The kernel is part of the restored memory, so its file need not exist any more.
         let identity = FileVersion { device: 0, inode: 0, size: 0, modified_ns: 0 };
         Ok(SandboxRecord {
@@ -96,7 +106,7 @@ impl NamedBasis {
             network_card,
             image_defaults: manifest.image_defaults.clone().or_else(|| spec.image_defaults.clone()),
             workspace: manifest.workspace.clone(),
-            mounts: manifest.mounts.clone(),
+            mounts,
             read_only_root: manifest.read_only_root,
         })
     }

@@ -68,7 +68,7 @@ impl ShareRoot {
     /// Opens a volume of the server, the only directories of a home that a sandbox may write.
     fn open_volume(home: &Home, path: &Path) -> Result<Self, ShareRootError> {
         let id = path.file_name().and_then(|name| SharedVolumeId::try_from(name.to_str()?.to_owned()).ok());
-        if !id.is_some_and(|id| home.shared_volume(&id) == path) {
+        if id.is_none_or(|id| home.shared_volume(&id) != path) {
             return Err(ShareRootError::Volume(path.to_owned()));
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

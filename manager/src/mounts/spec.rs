@@ -191,6 +191,11 @@ impl Mounts {
         self.0.is_empty()
     }
 
+    /// Returns true if there are only volumes of the server.
+    pub(crate) fn are_of_server(&self) -> bool {
+        self.0.iter().all(|mount| matches!(mount.source, MountSource::SharedVolume { .. }))
+    }
+
     /// Returns the volumes in the order of their slots.
     pub fn volumes(&self) -> impl Iterator<Item = MountedVolume<'_>> {
         self.0.iter().filter_map(|mount| match &mount.source {

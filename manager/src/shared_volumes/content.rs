@@ -1,7 +1,11 @@
 //! Starts the process that serves one request of a client about the files of a volume.
 
-use super::{SharedVolumeId, store};
+use super::SharedVolumeId;
 use crate::{hostile_text::one_line, manager::Manager};
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
+};
 use sandboxvm_share::{
     Limits,
     content::{MAX_FRAME, Request},
@@ -50,17 +54,23 @@ impl Manager {
         limits: Limits,
         request: &Request,
     ) -> io::Result<(UnixStream, ContentProcess)> {
-        serve_in(program, store::open(&self.home, id)?, limits, request)
+        serve_in(program, open(&self.home.shared_volume(id))?, limits, request)
     }
 }
 
 /// Removes the files of a volume that was removed.
-pub(super) fn empty(program: &Path, volume: OwnedFd) -> io::Result<()> {
+pub(super) fn empty(program: &Path, volume: &Path) -> io::Result<()> {
     let limits = Limits { bytes: 0, names: u64::MAX };
-    let (connection, process) = serve_in(program, volume, limits, &Request::Empty)?;
+    let (connection, process) = serve_in(program, open(volume)?, limits, &Request::Empty)?;
     let words = process.wait()?;
     drop(connection);
     words.map_or(Ok(()), |words| Err(io::Error::other(words)))
+}
+
+/// Opens the directory of a volume, by a descriptor that only names it.
+fn open(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
 }
 
 fn serve_in(

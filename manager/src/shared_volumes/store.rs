@@ -2,19 +2,12 @@
 //! name and renamed, and renamed again before it is removed.
 
 use super::{SharedVolumeId, content};
-use crate::{home::layout::Home, manager::Manager};
-use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
-    io::Errno,
-    process::geteuid,
-};
+use crate::manager::Manager;
+use rustix::process::geteuid;
 use std::{
     fs::{self, DirBuilder},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt, chown},
-    },
+    os::unix::fs::{DirBuilderExt, chown},
     path::{Path, PathBuf},
 };
 
@@ -69,6 +62,14 @@ impl Manager {
         })
     }
 
+    /// Returns the IDs of all volumes.
+    #[must_use]
+    pub fn shared_volumes(&self) -> Vec<SharedVolumeId> {
+        // Without the directory there are none.
+        let entries = fs::read_dir(self.home.shared_volumes()).into_iter().flatten().flatten();
+        entries.filter_map(|entry| SharedVolumeId::try_from(entry.file_name().into_string().ok()?).ok()).collect()
+    }
+
     /// Removes a volume that no sandbox has. Its files are still there afterwards, and [`Self::sweep_shared_volumes`]
     /// removes them.
     ///
@@ -99,22 +100,12 @@ impl Manager {
             let Some(name) = name.to_str() else { continue };
             if name.starts_with(REMOVED) || name.starts_with(UNFINISHED) {
                 // What is not removed now is removed by the next sweep.
-                let _ = open_path(&entry.path()).map_err(io::Error::from).and_then(|volume| content::empty(program, volume));
+                let _ = content::empty(program, &entry.path());
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
         Ok(())
     }
-}
-
-/// Opens the directory of a volume, by a descriptor that only names it.
-pub(super) fn open(home: &Home, id: &SharedVolumeId) -> Result<OwnedFd, Errno> {
-    open_path(&home.shared_volume(id))
-}
-
-fn open_path(path: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
 }
 
 impl Manager {

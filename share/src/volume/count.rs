@@ -1,6 +1,6 @@
 //! Counts what a volume contains. Under the lock of the volume, so nothing changes meanwhile.
 
-use super::{quota::charge, usage::Usage};
+use super::{charge::charge, usage::Usage};
 use crate::root::{self, kind};
 use rustix::{
     fs::{AtFlags, RawDir, statat},

@@ -7,6 +7,7 @@
 //! usage      how much there is, and the lock of every change
 //! ```
 
+mod charge;
 mod count;
 mod nameless;
 pub(crate) mod ownership;

@@ -1,5 +1,5 @@
 //! Files of a volume that have no name in it: removed while a process had them open, or being written by the
-//! content API. They take space, so they stay in a directory of their own until no process uses them. A process
+//! content API. They take space, so they stay in a separate directory until no process uses them. A process
 //! that has a file of the volume open holds its lock (flock(2)), shared. Everything here happens under the lock of
 //! the volume.
 

@@ -5,6 +5,7 @@
 //! on the disk, also if it is sparse, and does not depend on the file system of the host.
 
 use super::{
+    charge::{PAGE, charge, pages},
     count::count,
     nameless::{Nameless, Reaped},
     usage::{Boot, Held, Recorded, Usage, UsageFile},
@@ -15,18 +16,6 @@ use rustix::{
     io::Errno,
 };
 use std::os::fd::{AsFd, OwnedFd};
-
-/// What a name counts for in bytes, and the unit of sizes.
-const PAGE: u64 = 4096;
-
-/// Returns what a file of this size counts for, with one name.
-pub(super) fn charge(size: u64) -> u64 {
-    pages(size).saturating_add(PAGE)
-}
-
-fn pages(size: u64) -> u64 {
-    size.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX)
-}
 
 fn size_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
