@@ -103,8 +103,12 @@ impl From<RegistryError> for Failure {
             RegistryError::Template(TemplateError::Forbidden(_)) => Why::Forbidden,
             RegistryError::Egress(EgressError::Unsupported(_) | EgressError::Markers { .. }) => Why::Unsupported,
             RegistryError::Network(NetworkSpecError::NotPermitted(_)) => Why::Forbidden,
-            RegistryError::Invalid(_) | RegistryError::Egress(_) | RegistryError::Network(_) => Why::Invalid,
-            RegistryError::NoCard(_) | RegistryError::HasVolumes(_) => Why::Conflict,
+            // Clients take a conflict for a sandbox that is paused already.
+            RegistryError::HasVolumes(_)
+            | RegistryError::Invalid(_)
+            | RegistryError::Egress(_)
+            | RegistryError::Network(_) => Why::Invalid,
+            RegistryError::NoCard(_) => Why::Conflict,
             RegistryError::Quota(_)
             | RegistryError::SnapshotQuota(_)
             | RegistryError::StorageQuota { .. }

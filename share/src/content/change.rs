@@ -14,7 +14,7 @@ use crate::{
     },
 };
 use rustix::{
-    fs::{AtFlags, Mode, RawDir, fstat, mkdirat, renameat, unlinkat},
+    fs::{AtFlags, Mode, RawDir, RenameFlags, fstat, mkdirat, renameat_with, unlinkat},
     io::Errno,
 };
 use std::{
@@ -157,7 +157,7 @@ fn empty(volume: &Volume, top: OwnedFd) -> Result<(), Errno> {
                 let to = &above[0].0;
                 loop {
                     moved += 1;
-                    match renameat(&at, &name, to, format!("removed-{moved}")) {
+                    match renameat_with(&at, &name, to, format!("removed-{moved}"), RenameFlags::NOREPLACE) {
                         Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {
                             left = left.checked_sub(1).ok_or(Errno::BUSY)?
                         }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::root::{self, Identity, kind};
 use rustix::{
-    fs::{AtFlags, FlockOperation, Stat, flock, fstat, statat},
+    fs::{AtFlags, FlockOperation, RenameFlags, Stat, flock, fstat, renameat_with, statat},
     io::Errno,
 };
 use std::os::fd::{AsFd, OwnedFd};
@@ -175,7 +175,7 @@ impl Quota {
         let inode = fstat(file)?.st_ino;
         let (directory, from) = self.nameless.place(inode);
         let mut begun = self.begin()?;
-        let rename = || rustix::fs::renameat(directory, &*from, &parent, name);
+        let rename = || renameat_with(directory, &*from, &parent, name, RenameFlags::empty());
         match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if kind(&stat) == libc::S_IFDIR => Err(Errno::ISDIR),
             Ok(stat) => begun.losing(&parent, name, &stat, rename),
