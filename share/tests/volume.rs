@@ -232,7 +232,7 @@ fn attacks_on_a_limit_work_without_one() {
 }
 
 #[test]
-fn a_deep_tree_is_counted_or_full() {
+fn deep_trees_are_counted() {
     let directory = volume();
     let files = directory.path().join(FILES);
     let limits = sandboxvm_share::Limits { bytes: 1 << 40, names: 1 << 20 };

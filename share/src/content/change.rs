@@ -141,7 +141,9 @@ fn unlink(volume: &Volume, parent: impl AsFd, name: &[u8], flags: AtFlags) -> Re
 
 /// Removes everything in a directory. Fails if that does not end, because a sandbox fills it meanwhile.
 fn empty(volume: &Volume, top: OwnedFd) -> Result<(), Errno> {
-    let mut left = volume.quota.limits().names.saturating_mul(4).saturating_add(1024);
+    // Each name is looked at a few times.
+    let names = volume.quota.limits().names.max(volume.quota.usage()?.names);
+    let mut left = names.saturating_mul(16).saturating_add(1024);
     let mut above: Vec<(OwnedFd, Vec<u8>)> = Vec::new();
     let mut at = top;
     let mut moved = 0_u64;
