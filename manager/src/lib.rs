@@ -45,6 +45,7 @@ mod mounts;
 mod network;
 mod record;
 mod sandbox;
+mod shared_volumes;
 mod signal_name;
 mod snapshot;
 mod supervision;
@@ -105,7 +106,8 @@ pub use limits::lifetime::{AtEnd, IdleRule, TimeToLive, WhenIdle};
 pub use listing::{SandboxSummary, Unreadable};
 pub use manager::{FindError, Manager};
 pub use mounts::{
-    MountPath, MountPathError, MountSource, MountSpec, MountedVolume, Mounts, MountsError, Share, ShareRootError, Tmpfs,
+    ContentLimits, MountPath, MountPathError, MountSource, MountSpec, MountedVolume, Mounts, MountsError, Share,
+    ShareRootError, Tmpfs,
 };
 pub use network::{
     access_key::SecretKind,
@@ -120,6 +122,7 @@ pub use network::{
 };
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use sandbox::{Log, Sandbox};
+pub use shared_volumes::{ContentProcess, SharedVolumeError, SharedVolumeId, SharedVolumeIdError, volume_content};
 pub use signal_name::{SignalNameError, signal_by_name};
 pub use snapshot::change::Change;
 pub use snapshot::flatten::FlattenError;

@@ -3,6 +3,7 @@
 pub(crate) mod images;
 pub(crate) mod network;
 
+use crate::volumes::VolumeLimits;
 use images::ImagesConfig;
 use network::NetworkConfig;
 use sandboxvm_images::template::DiskSize;
@@ -52,6 +53,12 @@ pub struct Config {
     pub audit_per_sandbox: u64,
     /// How long the audit log of a sandbox that is gone stays, in days.
     pub audit_days: u32,
+    /// Volumes of one key at a time, unless the key has its own number.
+    pub volumes_per_key: u32,
+    /// Maximum size of one volume, in MiB. Volumes that exist keep theirs.
+    pub volume_size: u64,
+    /// Maximum number of files, directories and links in one volume.
+    pub volume_files: u64,
     /// Requests of one key to the control plane in a second, unless the key has its own number.
     pub requests_per_second: u32,
     /// Requests that are worked on at a time; more are answered with 429 and Retry-After.
@@ -151,6 +158,9 @@ impl Default for Config {
             audit_per_key: 4096,
             audit_per_sandbox: 128,
             audit_days: 30,
+            volumes_per_key: 10,
+            volume_size: 4096,
+            volume_files: 200_000,
             requests_per_second: 50,
             concurrent_requests: 1024,
             concurrent_requests_per_key: 256,
@@ -168,6 +178,13 @@ impl Default for Config {
             strict: false,
             shutdown_grace: 10,
         }
+    }
+}
+
+impl Config {
+    /// What volumes of one key may be.
+    pub(crate) fn volume_limits(&self) -> VolumeLimits {
+        VolumeLimits { volumes: self.volumes_per_key, mib: self.volume_size, names: self.volume_files }
     }
 }
 

@@ -37,6 +37,7 @@ mod store;
 mod telemetry;
 mod templates;
 mod traces;
+mod volumes;
 #[cfg(test)]
 #[path = "../../tests/host/without_fsync.rs"]
 mod without_fsync;

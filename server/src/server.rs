@@ -8,7 +8,7 @@ use crate::{
     },
     config::Config,
     front_process::{Front, FrontMode},
-    launcher::{Launcher, Places, SharedLauncher},
+    launcher::{Launcher, Places, SharedLauncher, content_places},
     listen,
     registry::{OpenError, Registry, error::RegistryError},
 };
@@ -144,7 +144,14 @@ impl Server {
         tracing::info!("{}", registry.network);
         let recovered = registry.recover().await?;
         tracing::info!(?recovered, "recovered sandboxes from the previous run");
-        let launcher = Arc::new(Launcher { places: Places::of(&config), config, credentials, registry, tls });
+        let launcher = Arc::new(Launcher {
+            places: Places::of(&config),
+            content_places: content_places(),
+            config,
+            credentials,
+            registry,
+            tls,
+        });
         let front = Front::start(&launcher, &listeners, &mode).await.map_err(ServerError::Front)?;
         Ok(Self { launcher, listeners, addresses, mode, front, _lock: lock })
     }

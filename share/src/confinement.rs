@@ -32,11 +32,11 @@ pub enum ConfinementError {
 
 /// Confines this process, which must have one thread: `root`, a descriptor of a file or directory
 /// (O_PATH), is all that it sees of the host's files, as [`path`]. A process of root becomes the owner of
-/// the root, without a capability.
+/// the root, without a capability. Processes of a volume exclude each other by locks.
 ///
 /// # Errors
 /// Every [`ConfinementError`]. The process must not serve then.
-pub fn confine(root: BorrowedFd<'_>, read_only: bool) -> Result<(), ConfinementError> {
+pub fn confine(root: BorrowedFd<'_>, read_only: bool, is_volume: bool) -> Result<(), ConfinementError> {
     let stat = fstat(root)?;
     let users = [User { uid: stat.st_uid, gid: stat.st_gid }];
     let is_root = geteuid().is_root();
@@ -52,7 +52,7 @@ pub fn confine(root: BorrowedFd<'_>, read_only: bool) -> Result<(), ConfinementE
         // Its user may have other processes, which count as well.
         threads: u64::MAX,
         ends_first: ENDS_FIRST,
-        filter: &calls(),
+        filter: &if is_volume { calls().allow(&[libc::SYS_flock]) } else { calls() },
     }
     .apply()?;
     let is_needed = |part: Part| matches!(part, Part::Namespaces | Part::EmptyRoot) || is_root && part == Part::OwnUser;

@@ -8,11 +8,15 @@
 //!              root: the only door to the host's files <── server: one answer for each request
 //!                                                           nodes, handles: what the guest refers to
 //! ```
+//! A volume (`volume`) is a share with limits and with owners of files. Clients of its content API are served by
+//! `content`, in a process like that of a share.
+//!
 //! A lookup is one component, resolved by openat2(2) below a directory that was found in the same way.
 //! No path with more than one component, and no link, is ever resolved. Nothing of a sandbox is known
 //! here: not its agent, and not where the guest mounts the share.
 
 pub mod confinement;
+pub mod content;
 mod handles;
 mod limits;
 mod nodes;
@@ -20,8 +24,10 @@ mod protocol;
 mod root;
 mod serve;
 mod server;
+mod volume;
 
 pub use protocol::MAX_MESSAGE;
 pub use root::{Root, RootError};
 pub use serve::{ServeError, serve};
 pub use server::{Owner, Server, Settings};
+pub use volume::{Boot, FILES, Limits, Volume, boot, prepare};

@@ -6,6 +6,7 @@ use crate::protocol::Name;
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat2, statat, statx},
     io::Errno,
+    path::Arg,
 };
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -118,6 +119,11 @@ pub(crate) fn examine(file: impl AsFd) -> Result<Statx, Errno> {
     statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
 }
 
+/// Returns the attributes of what has this name in a directory, without following a link.
+pub(crate) fn examine_at(directory: impl AsFd, name: impl Arg) -> Result<Statx, Errno> {
+    statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+}
+
 /// Returns the type of a file, as in its mode.
 pub(crate) fn kind(stat: &Statx) -> u32 {
     u32::from(stat.stx_mode) & libc::S_IFMT
@@ -180,6 +186,11 @@ pub(crate) fn expect_inside(directory: impl AsFd) -> Result<(), Errno> {
 pub(crate) fn open_directory(directory: impl AsFd) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     resolve(directory.as_fd(), b".", flags, Mode::empty())
+}
+
+/// Opens a directory in a directory, to read its entries.
+pub(crate) fn open_below(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    resolve(parent.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY | SAFE_FLAGS, Mode::empty())
 }
 
 /// Creates a regular file, or opens the one that is there unless it must be new. As in [`open`], what is there is

@@ -308,13 +308,13 @@ fn messages_that_no_kernel_sends_are_refused_or_end_the_connection() {
     assert_eq!(guest.ask(16, ROOT, &fields![0u64, 0u64, 9u32, 0u32, 0u64, 0u32, 0u32, &b"x"[..]]).unwrap_err(), EINVAL);
     assert_eq!(guest.read(ROOT, 0, 0, u32::MAX).unwrap_err(), EINVAL);
     for length in [0u32, 1, 39, (132 << 10) + 1, u32::MAX] {
-        let mut guest = Guest::started(root.path(), "rw", Stdio::null());
+        let mut guest = Guest::started(root.path(), "rw:0:0", Stdio::null());
         guest.send(&fields![length, 26u32, 2u64, 0u64, 0u32, 0u32, 0u32, 0u32]);
         assert_eq!(guest.stream.read(&mut [0]).unwrap(), 0, "{length}");
         assert_eq!(guest.process.wait().unwrap().code(), Some(125), "{length}");
     }
     // In the middle of a message.
-    let mut cut = Guest::started(root.path(), "rw", Stdio::null());
+    let mut cut = Guest::started(root.path(), "rw:0:0", Stdio::null());
     cut.send(&[60, 0, 0, 0, 1]);
     cut.stream.shutdown(std::net::Shutdown::Both).unwrap();
     assert_eq!(cut.process.wait().unwrap().code(), Some(125));

@@ -77,7 +77,16 @@ impl NamedBasis {
             return Err(MountsError::OfSnapshot(self.name.clone()).into());
         }
         let manifest = &self.snapshot.manifest;
-        let mounts = manifest.mounts.clone().with_shares_of(&spec.mounts, &self.name)?;
+        let is_bare = manifest.mounts.is_empty() && !manifest.read_only_root;
+        let mounts = if is_bare && spec.mounts.are_of_server() {
+            // A machine that has nothing mounted can mount volumes of the server, for which it needs no device.
+            if let Some(workspace) = &manifest.workspace {
+                spec.mounts.check_beside_workspace(&workspace.at)?;
+            }
+            spec.mounts.clone()
+        } else {
+            manifest.mounts.clone().with_shares_of(&spec.mounts, &self.name)?
+        };
         // The kernel is part of the restored memory, so its file need not exist any more.
         let identity = FileVersion { device: 0, inode: 0, size: 0, modified_ns: 0 };
         Ok(SandboxRecord {

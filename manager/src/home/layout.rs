@@ -16,13 +16,14 @@
 //! volumes/          named volumes (see `volumes`)
 //! images/           container images and the disks made of them (see `sandboxvm_oci::store`)
 //! build/            what builds keep: records of layers, content of cache mounts (see `sandboxvm_build`)
+//! server/volumes/   volumes of the server (see `shared_volumes`)
 //! groups/           links to control groups that wait for a VMM (see `group::pool`)
 //! operator-*.json   what the operator permits on the network (see `network::present`)
 //! admitted          which sandboxes have reserved memory (see `ledger`)
 //! ```
 //! All directories have mode 0700: a user who can enter the home controls every guest in it.
 
-use crate::{home::rules::AdmissionRules, network::operator::NetworkOperator};
+use crate::{home::rules::AdmissionRules, network::operator::NetworkOperator, shared_volumes::SharedVolumeId};
 use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use std::{
     fs::DirBuilder,
@@ -190,6 +191,14 @@ impl Home {
 
     pub(crate) fn snapshot(&self, name: &SandboxName) -> PathBuf {
         self.snapshots().join(name.as_str())
+    }
+
+    pub(crate) fn shared_volumes(&self) -> PathBuf {
+        self.root.join("server/volumes")
+    }
+
+    pub(crate) fn shared_volume(&self, id: &SharedVolumeId) -> PathBuf {
+        self.shared_volumes().join(id.as_str())
     }
 
     pub(crate) fn ready(&self) -> PathBuf {

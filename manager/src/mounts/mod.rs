@@ -13,5 +13,6 @@ pub(crate) mod share_root;
 pub(crate) mod spec;
 
 pub use path::{MountPath, MountPathError};
+pub use sandboxvm_share::Limits as ContentLimits;
 pub use share_root::ShareRootError;
 pub use spec::{MountSource, MountSpec, MountedVolume, Mounts, MountsError, Share, Tmpfs};

@@ -6,7 +6,7 @@
 
 use super::{
     share_root::{ShareRoot, ShareRootError},
-    spec::{MountSource, Mounts, Tmpfs},
+    spec::{MountSource, Mounts, Share, Tmpfs},
 };
 use crate::{
     guest::{
@@ -26,8 +26,6 @@ use sandboxvm_protocol::{
     },
     machine::{DiskNumber, MachineError},
 };
-
-use std::path::Path;
 
 const DUE: &str = "mounts.due";
 /// Disks of every machine: the agent's, the image and the writable one.
@@ -106,7 +104,7 @@ impl Sandbox {
     /// Returns the requests, in an order in which each mount comes after those that it lies in. The first
     /// volume is disk `first`.
     fn steps(&self, mounts: &Mounts, read_only_root: bool, first: usize) -> Result<Vec<Step>, TableError> {
-        let is_directory = |path: &Path| Ok(ShareRoot::open(&self.home, path)?.is_directory);
+        let is_directory = |share: &Share<'_>| Ok(ShareRoot::of(&self.home, share)?.is_directory);
         steps(mounts, read_only_root, first, is_directory)
     }
 }
@@ -115,7 +113,7 @@ fn steps(
     mounts: &Mounts,
     read_only_root: bool,
     first: usize,
-    is_directory: impl Fn(&Path) -> Result<bool, TableError>,
+    is_directory: impl Fn(&Share<'_>) -> Result<bool, TableError>,
 ) -> Result<Vec<Step>, TableError> {
     let mut disks = (first..).map(|number| u8::try_from(number).unwrap_or(u8::MAX));
     let mut shares = mounts.shares();
@@ -130,15 +128,15 @@ fn steps(
             MountSource::Tmpfs(Tmpfs { size, mode, exec }) => {
                 MountedSource::Tmpfs { size: *size, mode: mode.unwrap_or(TMPFS_MODE), exec: *exec }
             }
-            MountSource::HostDirectory { path, read_only, .. } => {
+            MountSource::HostDirectory { .. } | MountSource::SharedVolume { .. } => {
                 if !entries.is_empty() {
                     let mounts = std::mem::take(&mut entries);
                     steps.push(Step::Table(MountTable { mounts, read_only_root: false }));
                 }
                 let Some(share) = shares.next() else { continue };
                 let at = FilePath::try_from(mount.at.as_str())?;
-                let (number, is_directory) = (share.number, is_directory(path)?);
-                steps.push(Step::Share(ShareMount { number, at, is_directory, read_only: *read_only }));
+                let (number, is_directory) = (share.number, is_directory(&share)?);
+                steps.push(Step::Share(ShareMount { number, at, is_directory, read_only: share.read_only }));
                 continue;
             }
         };
@@ -193,7 +191,7 @@ mod tests {
             volume("modules", "/app/node_modules", false),
             tmpfs("/a", Tmpfs::default()),
         ];
-        let steps = steps(&Mounts::new(mounts).unwrap(), true, 3, |path| Ok(!path.ends_with("file"))).unwrap();
+        let steps = steps(&Mounts::new(mounts).unwrap(), true, 3, |share| Ok(!share.path.ends_with("file"))).unwrap();
         let seen: Vec<_> = steps
             .iter()
             .map(|step| match step {

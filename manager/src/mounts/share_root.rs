@@ -1,6 +1,8 @@
 //! Opens a directory or file of the host that a sandbox shares. May not open anything in it.
 
+use super::spec::Share;
 use crate::home::layout::Home;
+use crate::shared_volumes::SharedVolumeId;
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2, readlinkat},
     io::Errno,
@@ -34,6 +36,9 @@ pub enum ShareRootError {
     /// A sandbox that can write it controls the host.
     #[error("cannot share {}: it is the root of the host", .0.display())]
     Root(PathBuf),
+    /// It is not a volume of this home.
+    #[error("cannot share {}: it is not a volume of the server", .0.display())]
+    Volume(PathBuf),
     /// A sandbox that can write it controls every sandbox.
     #[error("cannot share {}: it contains the home of sandboxvm, {}, or lies in it", .path.display(), .home.display())]
     Home {
@@ -52,6 +57,26 @@ pub(crate) struct ShareRoot {
 }
 
 impl ShareRoot {
+    /// Opens what a sandbox shares.
+    pub(crate) fn of(home: &Home, share: &Share<'_>) -> Result<Self, ShareRootError> {
+        match share.limits {
+            None => Self::open(home, share.path),
+            Some(_) => Self::open_volume(home, share.path),
+        }
+    }
+
+    /// Opens a volume of the server, the only directories of a home that a sandbox may write.
+    fn open_volume(home: &Home, path: &Path) -> Result<Self, ShareRootError> {
+        let id = path.file_name().and_then(|name| SharedVolumeId::try_from(name.to_str()?.to_owned()).ok());
+        if id.is_none_or(|id| home.shared_volume(&id) != path) {
+            return Err(ShareRootError::Volume(path.to_owned()));
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+        let file = file.map_err(|source| ShareRootError::Open { path: path.to_owned(), source })?;
+        Ok(Self { file, is_directory: true })
+    }
+
     /// Opens `path`, in which no link is followed: it is opened again at each start, and others than the user of
     /// the sandbox may be able to make a link since its creation.
     pub(crate) fn open(home: &Home, path: &Path) -> Result<Self, ShareRootError> {
@@ -103,6 +128,24 @@ mod tests {
         assert!(matches!(of("/"), Err(ShareRootError::Root(_))));
         assert!(matches!(of("missing"), Err(ShareRootError::Open { .. })));
         assert!(matches!(ShareRoot::open(&home, Path::new("/dev/null")), Err(ShareRootError::Kind(_))));
+    }
+
+    #[test]
+    fn volumes_of_the_server_are_the_only_directories_of_a_home_that_can_be_shared() {
+        let directory = tempfile::tempdir_in(std::env::temp_dir().canonicalize().unwrap()).unwrap();
+        let home = Home::open(&directory.path().join("home")).unwrap();
+        let volume = home.root().join("server/volumes/abcdefgh");
+        fs::create_dir_all(&volume).unwrap();
+        assert!(ShareRoot::open_volume(&home, &volume).unwrap().is_directory);
+        assert!(ShareRoot::open(&home, &volume).is_err());
+        symlink("/etc", home.root().join("server/volumes/symbolic")).unwrap();
+        for path in ["..", ".", "abcdefgh/files", "../../sandboxes", "abcdefgh/../../../sandboxes/abcdefgh"] {
+            let path = home.root().join("server/volumes").join(path);
+            assert!(matches!(ShareRoot::open_volume(&home, &path), Err(ShareRootError::Volume(_))), "{path:?}");
+        }
+        let link = home.root().join("server/volumes/symbolic");
+        assert!(matches!(ShareRoot::open_volume(&home, &link), Err(ShareRootError::Open { .. })));
+        assert!(ShareRoot::open_volume(&home, Path::new("/etc/abcdefgh")).is_err());
     }
 
     /// Root shares a directory of a user, who puts a link in its place before it is opened again.

@@ -13,6 +13,7 @@ use sandboxvm_protocol::{
     },
     ids::SandboxName,
 };
+use sandboxvm_share::Limits;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -100,6 +101,15 @@ pub enum MountSource {
         /// Group ID of these files in the guest.
         #[serde(default)]
         gid: u32,
+    },
+    /// A volume of the server, which several sandboxes write.
+    SharedVolume {
+        /// Absolute path of its directory.
+        path: PathBuf,
+        /// Maximum size of its files in bytes.
+        bytes: u64,
+        /// Maximum number of its files, directories and links.
+        names: u64,
     },
     /// A named volume.
     Volume {
@@ -201,13 +211,23 @@ impl Mounts {
         self.0.is_empty()
     }
 
+    /// Returns true if there are volumes of the server, and nothing else.
+    pub(crate) fn are_of_server(&self) -> bool {
+        !self.0.is_empty() && self.0.iter().all(|mount| matches!(mount.source, MountSource::SharedVolume { .. }))
+    }
+
+    /// Returns true if there is a volume of the server.
+    pub(crate) fn has_shared_volume(&self) -> bool {
+        self.0.iter().any(|mount| matches!(mount.source, MountSource::SharedVolume { .. }))
+    }
+
     /// Returns the volumes in the order of their slots.
     pub fn volumes(&self) -> impl Iterator<Item = MountedVolume<'_>> {
         self.0.iter().filter_map(|mount| match &mount.source {
             MountSource::Volume { name, read_only, version } => {
                 Some(MountedVolume { name, read_only: *read_only, version: version.as_ref() })
             }
-            MountSource::HostDirectory { .. } | MountSource::Tmpfs(_) => None,
+            MountSource::HostDirectory { .. } | MountSource::SharedVolume { .. } | MountSource::Tmpfs(_) => None,
         })
     }
 
@@ -295,24 +315,28 @@ impl Mounts {
         }
     }
 
-    /// Returns the directories of the host, with their numbers.
+    /// Returns the directories of the host and the volumes of the server, with their numbers.
     pub fn shares(&self) -> impl Iterator<Item = Share<'_>> {
         let shares = self.0.iter().filter_map(|mount| match &mount.source {
             MountSource::HostDirectory { path, read_only, uid, gid } => {
-                Some((&mount.at, path, *read_only, (*uid, *gid)))
+                Some((&mount.at, path, *read_only, (*uid, *gid), None))
+            }
+            MountSource::SharedVolume { path, bytes, names } => {
+                Some((&mount.at, path, false, (0, 0), Some(Limits { bytes: *bytes, names: *names })))
             }
             MountSource::Volume { .. } | MountSource::Tmpfs(_) => None,
         });
-        ShareNumber::all().zip(shares).map(|(number, (at, path, read_only, owner))| Share {
+        ShareNumber::all().zip(shares).map(|(number, (at, path, read_only, owner, limits))| Share {
             number,
             at,
             path,
             read_only,
             owner,
+            limits,
         })
     }
 
-    /// Returns true if there is a directory of the host.
+    /// Returns true if there is a directory of the host, or a volume of the server.
     #[must_use]
     pub fn has_shares(&self) -> bool {
         self.shares().next().is_some()
@@ -343,6 +367,8 @@ pub struct Share<'a> {
     pub read_only: bool,
     /// User and group ID, in the guest, of files that belong to the user who serves the directory.
     pub owner: (u32, u32),
+    /// What it may contain, if it is a volume of the server.
+    pub limits: Option<Limits>,
 }
 
 /// A volume of a sandbox.
@@ -359,14 +385,19 @@ pub struct MountedVolume<'a> {
 impl MountSpec {
     fn check(&self) -> Result<(), MountsError> {
         match &self.source {
-            MountSource::HostDirectory { path, .. } if !path.is_absolute() || path.to_str().is_none() => {
+            MountSource::HostDirectory { path, .. } | MountSource::SharedVolume { path, .. }
+                if !path.is_absolute() || path.to_str().is_none() =>
+            {
                 Err(MountsError::HostDirectory(path.clone()))
             }
             MountSource::Tmpfs(Tmpfs { size: Some(size), .. }) if !TMPFS_SIZE.contains(size) => {
                 Err(MountsError::Size(*size))
             }
             MountSource::Tmpfs(Tmpfs { mode: Some(mode), .. }) if *mode > MAX_MODE => Err(MountsError::Mode(*mode)),
-            MountSource::HostDirectory { .. } | MountSource::Volume { .. } | MountSource::Tmpfs(_) => Ok(()),
+            MountSource::HostDirectory { .. }
+            | MountSource::SharedVolume { .. }
+            | MountSource::Volume { .. }
+            | MountSource::Tmpfs(_) => Ok(()),
         }
     }
 }

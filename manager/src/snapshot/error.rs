@@ -41,6 +41,9 @@ pub enum SnapshotError {
         /// The volume.
         volume: VolumeName,
     },
+    /// A snapshot cannot say which volume of which server it would have.
+    #[error("cannot snapshot sandbox {0}: it has a volume of the server")]
+    SharedVolume(String),
     /// The live shares cannot be held.
     #[error("cannot snapshot the sandbox: {0}")]
     Hold(#[from] HoldError),

@@ -165,7 +165,7 @@ impl SnapshotManifest {
         // No snapshot is taken of such a machine. A directory of snapshots from elsewhere must not choose
         // what of this host a sandbox can write; for the same reason, live shares are chosen again at each restore.
         let is_of_no_snapshot = |volume: MountedVolume<'_>| !volume.read_only || volume.version.is_none();
-        if self.mounts.volumes().any(is_of_no_snapshot) {
+        if self.mounts.has_shared_volume() || self.mounts.volumes().any(is_of_no_snapshot) {
             return Some("it mounts a volume that no snapshot has");
         }
         None
@@ -256,7 +256,9 @@ pub(crate) mod tests {
             }
             mount
         };
-        let hostile = [volume("v", "/v", true), with_version(false)];
+        let of_server = MountSource::SharedVolume { path: "/etc".into(), bytes: 1, names: 1 };
+        let of_server = MountSpec { source: of_server, ..volume("v", "/v", true) };
+        let hostile = [volume("v", "/v", true), with_version(false), of_server];
         for mount in hostile {
             assert!(matches!(read(mount.clone()), Err(ManifestError::Nonsense { .. })), "{mount:?}");
         }

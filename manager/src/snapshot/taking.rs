@@ -98,6 +98,9 @@ pub(crate) async fn take_named(change: &Change<'_>, name: SandboxName) -> Result
     if let Some(volume) = sandbox.record.mounts.writable_volume() {
         return Err(SnapshotError::WritableVolume { sandbox: sandbox.label(), volume: volume.clone() });
     }
+    if sandbox.record.mounts.has_shared_volume() {
+        return Err(SnapshotError::SharedVolume(sandbox.label()));
+    }
     let destination = sandbox.home.snapshot(&name);
     if destination.exists() {
         return Err(SnapshotError::Taken(name));

@@ -64,6 +64,9 @@ pub struct KeyLimits {
     /// Disk space of its sandboxes' audit logs together, in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit_mib: Option<u64>,
+    /// Volumes at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<u32>,
     /// Requests to the control plane in a second, over ten seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_second: Option<u32>,

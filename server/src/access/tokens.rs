@@ -2,7 +2,7 @@
 //! revoked (their generation, in the sandbox's record), and those of one sandbox say nothing of another's.
 
 use hmac::{Hmac, Mac};
-use sandboxvm_manager::SandboxId;
+use sandboxvm_manager::{SandboxId, SharedVolumeId};
 use sha2::Sha256;
 use std::{
     fs::{self, OpenOptions},
@@ -82,6 +82,16 @@ impl Tokens {
         }
         let token = hex::encode(&mac.finalize().into_bytes()[..24]);
         if generation > 0 { format!("{token}-{generation}") } else { token }
+    }
+
+    /// The token of a volume.
+    pub(crate) fn of_volume(&self, id: &SharedVolumeId) -> String {
+        self.sign(&format!("volume:{id}"))
+    }
+
+    /// True when `token` is that of the volume. Takes the same time for any token of the same length.
+    pub(crate) fn opens_volume(&self, id: &SharedVolumeId, token: &[u8]) -> bool {
+        self.of_volume(id).as_bytes().ct_eq(token).into()
     }
 
     /// Signs a text that says for what it is, such as the path of an upload.

@@ -3,6 +3,7 @@
 use crate::{
     registry::{builds::BuildError, error::RegistryError, network::egress::error::EgressError},
     templates::TemplateError,
+    volumes::VolumeError,
 };
 use sandboxvm_manager::{NetworkSpecError, RefusalKind};
 use serde::{Deserialize, Serialize};
@@ -77,8 +78,24 @@ impl From<BuildError> for Failure {
     }
 }
 
+impl From<VolumeError> for Failure {
+    fn from(error: VolumeError) -> Self {
+        let why = match &error {
+            VolumeError::Unknown(_) => Why::NotFound,
+            VolumeError::Name(_) => Why::Invalid,
+            VolumeError::Taken(_) | VolumeError::InUse(_) => Why::Conflict,
+            VolumeError::Quota(_) => Why::Quota,
+            VolumeError::Files(_) | VolumeError::Store(_) | VolumeError::Entropy(_) => Why::Internal,
+        };
+        Self::new(why, error.to_string())
+    }
+}
+
 impl From<RegistryError> for Failure {
     fn from(error: RegistryError) -> Self {
+        if let RegistryError::Volume(error) = error {
+            return error.into();
+        }
         let why = match &error {
             RegistryError::Unknown(_) | RegistryError::Template(TemplateError::Unknown(_)) => Why::NotFound,
             RegistryError::Paused(_) => Why::Paused,
@@ -86,7 +103,11 @@ impl From<RegistryError> for Failure {
             RegistryError::Template(TemplateError::Forbidden(_)) => Why::Forbidden,
             RegistryError::Egress(EgressError::Unsupported(_) | EgressError::Markers { .. }) => Why::Unsupported,
             RegistryError::Network(NetworkSpecError::NotPermitted(_)) => Why::Forbidden,
-            RegistryError::Invalid(_) | RegistryError::Egress(_) | RegistryError::Network(_) => Why::Invalid,
+            // Clients take a conflict for a sandbox that is paused already.
+            RegistryError::HasVolumes(_)
+            | RegistryError::Invalid(_)
+            | RegistryError::Egress(_)
+            | RegistryError::Network(_) => Why::Invalid,
             RegistryError::NoCard(_) => Why::Conflict,
             RegistryError::Quota(_)
             | RegistryError::SnapshotQuota(_)

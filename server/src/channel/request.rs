@@ -9,9 +9,10 @@ use crate::{
         network::{egress::Egress, ingress::Ingress},
         record::OnTimeout,
     },
+    volumes::WantedMount,
 };
 use sandboxvm_build::e2b::TemplateStep;
-use sandboxvm_manager::SandboxId;
+use sandboxvm_manager::{SandboxId, volume_content};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -60,6 +61,9 @@ pub(crate) enum Request {
     Environment { handle: u64 },
     /// Begins an upload: the answer is [`KeyId`] of its owner, with a socket for the bytes.
     Upload(UploadClaim),
+    /// Serves a request about files of a volume: the answer is [`KeyId`] of its owner, with the connection on which the
+    /// body and the answer follow.
+    Content(Box<ContentClaim>),
     /// The sandbox whose token signed a claim: [`Signer`].
     FindSigner(Claim),
     /// Does a sandbox run?
@@ -190,6 +194,16 @@ pub(crate) enum Operation {
         id: String,
         query: LogsQuery,
     },
+    CreateVolume {
+        name: String,
+    },
+    Volumes,
+    ShowVolume {
+        id: String,
+    },
+    RemoveVolume {
+        id: String,
+    },
 }
 
 impl Operation {
@@ -209,6 +223,8 @@ impl Operation {
                 | Self::Samples { .. }
                 | Self::LastSamples { .. }
                 | Self::Logs { .. }
+                | Self::Volumes
+                | Self::ShowVolume { .. }
         )
     }
 }
@@ -228,6 +244,7 @@ pub(crate) struct Create {
     pub(crate) https_ports: Vec<u64>,
     pub(crate) allow_internet_access: Option<bool>,
     pub(crate) egress: Egress,
+    pub(crate) volume_mounts: Vec<WantedMount>,
 }
 
 /// What a template is built from.
@@ -277,6 +294,23 @@ pub(crate) struct UploadClaim {
     pub(crate) signature: String,
     /// Bytes that will be sent.
     pub(crate) length: u64,
+}
+
+/// A request about files of a volume, and what its client presents.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ContentClaim {
+    /// ID of the volume.
+    pub(crate) id: String,
+    /// Its token.
+    pub(crate) token: String,
+    pub(crate) request: volume_content::Request,
+}
+
+impl fmt::Debug for ContentClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContentClaim").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 /// One page of a list: so many rows behind the one with the token.

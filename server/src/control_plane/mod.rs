@@ -12,6 +12,8 @@ mod sandboxes;
 mod snapshots;
 mod templates;
 mod uploads;
+mod volume_content;
+mod volumes;
 
 use crate::{
     app::SharedApp,
@@ -47,6 +49,8 @@ pub(crate) fn router(app: SharedApp) -> Router {
         .route("/sandboxes/{id}/metrics", get(metrics::of_one))
         .route("/sandboxes/{id}/logs", get(logs::v1))
         .route("/v2/sandboxes/{id}/logs", get(logs::v2))
+        .route("/volumes", get(volumes::list).post(volumes::create))
+        .route("/volumes/{id}", get(volumes::show).delete(volumes::remove))
         .route("/snapshots", get(snapshots::list))
         .route("/templates", get(templates::list))
         .route("/v2/templates", get(templates::list).post(builds::request))
@@ -72,11 +76,22 @@ pub(crate) fn router(app: SharedApp) -> Router {
         // `admission` has read the body, and bounded it.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(app.clone(), admission::admit));
+    // A token of a volume carries the right to them.
+    let content = Router::new()
+        .route("/volumecontent/{id}/file", get(volume_content::read).put(volume_content::write))
+        .route("/volumecontent/{id}/dir", get(volume_content::list).post(volume_content::make_directory))
+        .route(
+            "/volumecontent/{id}/path",
+            get(volume_content::describe).patch(volume_content::set_owner).delete(volume_content::remove),
+        )
+        .route_layer(middleware::from_fn(name_route))
+        .layer(DefaultBodyLimit::disable());
     Router::new()
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))
         .route("/readiness", get(ready))
         // Its URL carries the right to it.
         .route("/uploads/{template}/{hash}", put(uploads::receive).layer(DefaultBodyLimit::disable()))
+        .merge(content)
         .merge(api)
         .with_state(app)
 }

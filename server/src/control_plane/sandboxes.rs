@@ -6,6 +6,7 @@ use crate::{
     channel::request::{Create, ListFilter, Operation, PageOf, Rows},
     registry::record::OnTimeout,
     store::unix_millis,
+    volumes::WantedMount,
 };
 use axum::{
     Extension, Json,
@@ -44,7 +45,14 @@ pub(super) struct CreateBody {
     env_vars: Option<BTreeMap<String, String>>,
     mcp: Option<Value>,
     iam: Option<Value>,
-    volume_mounts: Option<Vec<Value>>,
+    volume_mounts: Option<Vec<VolumeMount>>,
+}
+
+/// A volume to be mounted, by its name.
+#[derive(Debug, Deserialize)]
+struct VolumeMount {
+    name: String,
+    path: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -82,9 +90,6 @@ async fn make(
     if body.iam.as_ref().is_some_and(|iam| !iam.is_null()) {
         return Err(ApiError::unsupported("iam"));
     }
-    if body.volume_mounts.is_some_and(|volumes| !volumes.is_empty()) {
-        return Err(ApiError::unsupported("volumeMounts"));
-    }
     let auto_resume = body.auto_resume.is_some_and(|auto| auto.enabled);
     let on_timeout = match (body.auto_pause, body.auto_pause_memory) {
         (false, _) => OnTimeout::Kill,
@@ -99,6 +104,7 @@ async fn make(
     let network = body.network.unwrap_or_default();
     network.check()?;
     let env = body.env_vars.unwrap_or_default();
+    let mounts = body.volume_mounts.unwrap_or_default();
     let wanted = Create {
         template: body.template_id,
         timeout: body.timeout.unwrap_or(DEFAULT_TIMEOUT),
@@ -112,6 +118,7 @@ async fn make(
         https_ports: network.https_ports.unwrap_or_default(),
         allow_internet_access: body.allow_internet_access,
         egress: network.egress,
+        volume_mounts: mounts.into_iter().map(|VolumeMount { name, path }| WantedMount { name, path }).collect(),
     };
     Ok((StatusCode::CREATED, Json(caller.ask(app, Operation::Create(wanted)).await?)))
 }

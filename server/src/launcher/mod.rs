@@ -18,9 +18,15 @@ mod paging;
 pub(crate) mod serve;
 mod snapshots;
 mod views;
+mod volumes;
 
 use crate::{
-    access::Credentials, channel::request::Figures, config::Config, metering::ends::Ended, registry::Registry,
+    access::Credentials,
+    channel::request::Figures,
+    concurrency::{ConcurrencyLimit, Places as ContentPlaces},
+    config::Config,
+    metering::ends::Ended,
+    registry::Registry,
 };
 use rustix::process::{Resource, getrlimit};
 use std::sync::Arc;
@@ -32,6 +38,14 @@ const OPERATIONS: usize = 2048;
 const LONG_OPERATIONS: usize = 12;
 /// Calls about guests; fewer where this process may have fewer descriptors, since each has up to two until it is answered.
 const CALLS: usize = 8192;
+
+/// Processes at the same time that serve requests about files of volumes.
+const CONTENT: ContentPlaces = ContentPlaces { all: 64, of_one_key: 16, of_one_sandbox: 16 };
+
+/// Returns the places of processes that serve requests about files of volumes.
+pub(crate) fn content_places() -> ConcurrencyLimit {
+    ConcurrencyLimit::of(CONTENT)
+}
 
 /// What may be under way at the same time, whichever front asked for it: what one has begun may outlive it.
 #[derive(Debug)]
@@ -60,6 +74,8 @@ pub(crate) struct Launcher {
     /// Certificate chain and key, PEM.
     pub(crate) tls: Option<(String, String)>,
     pub(crate) places: Places,
+    /// Processes that serve requests about files of volumes.
+    pub(crate) content_places: ConcurrencyLimit,
 }
 
 pub(crate) type SharedLauncher = Arc<Launcher>;

@@ -29,6 +29,8 @@ const MAX_KEY: usize = 256;
 const MAX_LIST: usize = 48 << 20;
 /// As many as clients may ask for at a time.
 const MAX_FORKS: u32 = 100;
+/// Volumes of one sandbox.
+const MAX_VOLUMES: usize = 16;
 /// As E2B's API has it.
 const MAX_ASKED: usize = 100;
 
@@ -143,6 +145,10 @@ impl Launcher {
                 let samples: Vec<Sample> = entry.samples.all().into_iter().filter(is_within).collect();
                 value(&samples)
             }
+            Operation::CreateVolume { name } => self.create_volume(key, &name),
+            Operation::Volumes => self.list_volumes(key),
+            Operation::ShowVolume { id } => self.show_volume(key, &id),
+            Operation::RemoveVolume { id } => value(&registry.remove_volume(key, &id).await?),
             Operation::LastSamples { ids } => self.last_samples(key, &ids),
             Operation::Logs { id, query } => {
                 let entry = self.find(key, &id)?;
@@ -177,6 +183,9 @@ impl Launcher {
                 "invalid environment: must have at most {MAX_ENVIRONMENT} bytes, with {EACH} for each variable"
             )));
         }
+        if wanted.volume_mounts.len() > MAX_VOLUMES {
+            return Err(Failure::invalid(format!("volumeMounts: a sandbox has at most {MAX_VOLUMES} volumes")));
+        }
         Ok(NewSandbox {
             template: wanted.template,
             timeout: self.timeout(wanted.timeout)?,
@@ -189,6 +198,7 @@ impl Launcher {
             ingress,
             allow_internet_access: wanted.allow_internet_access,
             egress: wanted.egress,
+            volume_mounts: wanted.volume_mounts,
         })
     }
 

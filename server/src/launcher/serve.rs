@@ -291,6 +291,10 @@ impl Channel {
                 let (owner, socket) = Arc::clone(launcher).begin_upload(&claim)?;
                 Answer { descriptors: vec![socket], ..Answer::of(&owner)? }
             }
+            Request::Content(claim) => {
+                let (owner, connection) = Arc::clone(launcher).content(*claim).await?;
+                Answer { descriptors: vec![connection], ..Answer::of(&owner)? }
+            }
             Request::FindSigner(claim) => {
                 let (signer, kept) = Arc::clone(launcher).signer(claim, std::mem::take(permits)).await?;
                 permits.extend(kept);

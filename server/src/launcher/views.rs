@@ -10,6 +10,7 @@ use crate::{
         record::{OnTimeout, Phase, Record},
     },
     templates::SnapshotRecord,
+    volumes::{MountedVolume, WantedMount},
 };
 use sandboxvm_manager::{FindError, SandboxRecord};
 use serde::Serialize;
@@ -83,6 +84,8 @@ pub(super) struct Listed {
     envd_version: &'static str,
     metadata: BTreeMap<String, String>,
     state: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    volume_mounts: Vec<WantedMount>,
 }
 
 /// Everything of one.
@@ -124,7 +127,12 @@ fn row(entry: &Entry, record: &Record, machine: &SandboxRecord) -> Listed {
         envd_version: ENVD_VERSION,
         metadata: record.metadata.clone(),
         state: state(record),
+        volume_mounts: record.volumes.iter().map(mount).collect(),
     }
+}
+
+fn mount(volume: &MountedVolume) -> WantedMount {
+    WantedMount { name: volume.name.clone(), path: volume.path.clone() }
 }
 
 /// Nothing when it is gone meanwhile.

@@ -6,6 +6,7 @@ use super::{
     network::{check_proxy, egress::Egress, ingress::Ingress},
     record::{OnTimeout, Phase, Record},
     state::{Intent, Registry, new_name},
+    volumes::NewMounts,
 };
 use crate::{
     access::keys::Key,
@@ -13,6 +14,7 @@ use crate::{
     quotas::{count::Reserved, starts::StartPermit},
     store::FORMAT,
     templates::{self, Ready, Source, TemplateError, TemplateId, built},
+    volumes::WantedMount,
 };
 use sandboxvm_manager::{NetworkSpec, PoolRequest, Reach, SandboxName, SandboxSpec, StartFrom, WantedLimits};
 use std::{
@@ -35,6 +37,7 @@ pub(crate) struct NewSandbox {
     pub(crate) ingress: Ingress,
     pub(crate) allow_internet_access: Option<bool>,
     pub(crate) egress: Egress,
+    pub(crate) volume_mounts: Vec<WantedMount>,
 }
 
 impl Registry {
@@ -43,13 +46,14 @@ impl Registry {
     pub(crate) async fn create(&self, key: &Key, wanted: NewSandbox) -> Result<Arc<Entry>, RegistryError> {
         let source = self.source(key, &wanted.template)?;
         let network = self.network_from(key, &source, &wanted)?;
+        let mounts = self.mounts(key, &wanted.volume_mounts, wanted.on_timeout)?;
         let mut reserved = self.reserve(key, 1)?;
         self.check_audit(key).await?;
         check_proxy(network.as_ref()).await?;
         let permit = self.starts.begin(&key.id).await?;
         let name = new_name("e2b")?;
         self.intents.put(name.as_str(), &Intent::Make { name: name.clone() })?;
-        let made = self.make(key, wanted, source, (name.clone(), network), &mut reserved, permit).await;
+        let made = self.make(key, wanted, source, (name.clone(), network, mounts), &mut reserved, permit).await;
         self.intents.remove(name.as_str())?;
         made
     }
@@ -102,15 +106,16 @@ impl Registry {
         key: &Key,
         wanted: NewSandbox,
         source: Source<'_>,
-        (name, network): (SandboxName, Option<NetworkSpec>),
+        (name, network, mounts): (SandboxName, Option<NetworkSpec>, NewMounts),
         reserved: &mut Reserved<'_>,
         permit: StartPermit,
     ) -> Result<Arc<Entry>, RegistryError> {
+        let NewMounts { mounts, volumes, _held } = mounts;
         let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false, network };
         let (mut started, template, origin, user, workdir) = match source {
             Source::Template(template) => {
                 let name = templates::untagged(&wanted.template).to_owned();
-                let started = template.start(&self.manager, request).await?;
+                let started = template.start(&self.manager, request, mounts).await?;
                 (started, TemplateId(name.clone()), TemplateId(name), template.config.user.clone(), None)
             }
             Source::Built(ready) => {
@@ -119,7 +124,8 @@ impl Registry {
                 let env = over_environment(of_template, env);
                 let start_from = StartFrom::Snapshot(snapshot);
                 let limits = TemplateConfig::default().spec("template").map(|spec| spec.limits).unwrap_or_default();
-                let spec = SandboxSpec { name, env, ephemeral, network, start_from, limits, ..SandboxSpec::default() };
+                let spec =
+                    SandboxSpec { name, env, ephemeral, network, start_from, limits, mounts, ..SandboxSpec::default() };
                 let started = self.manager.start(&self.bundle, &spec).await?;
                 (started, ready.template.clone(), ready.template, user, Some(workdir))
             }
@@ -133,7 +139,8 @@ impl Registry {
                 // Records of servers before have no origin; their template is one unless it is a snapshot.
                 let origin = snapshot.origin.unwrap_or(snapshot.template);
                 let limits = self.templates.get(&origin.0).map_or_else(WantedLimits::default, |own| own.spec.limits);
-                let spec = SandboxSpec { name, env, ephemeral, network, start_from, limits, ..SandboxSpec::default() };
+                let spec =
+                    SandboxSpec { name, env, ephemeral, network, start_from, limits, mounts, ..SandboxSpec::default() };
                 let started = self.manager.start(&self.bundle, &spec).await?;
                 (started, TemplateId(snapshot.id.as_str().to_owned()), origin, snapshot.user, snapshot.workdir)
             }
@@ -141,6 +148,10 @@ impl Registry {
         // Only the guest is waited for: see `starts`.
         drop(permit);
         let ready = async {
+            // Volumes can be mounted only while the supervisor serves them.
+            if !volumes.is_empty() {
+                self.start_network(started.sandbox()).await?;
+            }
             started.settled().await?;
             self.start_network(started.sandbox()).await
         };
@@ -169,6 +180,7 @@ impl Registry {
             egress: wanted.egress.shown(),
             user,
             workdir,
+            volumes,
             phase: Phase::Running,
         };
         self.records.put(record.id.as_str(), &record)?;

@@ -1,7 +1,7 @@
 //! Why something was not done to a sandbox; `control_plane` gives each its HTTP status.
 
 use super::network::egress::error::EgressError;
-use crate::{quotas::starts::StartsError, store::StoreError, templates::TemplateError};
+use crate::{quotas::starts::StartsError, store::StoreError, templates::TemplateError, volumes::VolumeError};
 use sandboxvm_manager::{
     ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, NetworkSpecError, RecordError,
     RefusalKind, RemoveError, ResetError, SandboxName, SnapshotError, SuperviseError,
@@ -22,6 +22,14 @@ pub(crate) enum RegistryError {
     /// Its guest was to write everything to its disk.
     #[error("cannot snapshot sandbox {0}: its guest does not write its data to disk")]
     Unwritten(String),
+    /// Its volumes may change while its memory is on disk.
+    #[error(
+        "sandbox {0} has volumes, so it can be paused without memory only, and neither copied nor made a snapshot of"
+    )]
+    HasVolumes(String),
+    /// Its volumes.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// It was to be paused.
     #[error("sandbox {0} is already paused")]
     AlreadyPaused(String),

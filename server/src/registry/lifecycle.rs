@@ -138,6 +138,7 @@ impl Registry {
         match back {
             Back::FromDisk => self.pause_filesystem_held(entry).await,
             Back::WithMemory => {
+                self.check_no_volumes(entry)?;
                 self.check_storage(key, entry).await?;
                 self.pause_held(entry).await
             }
@@ -259,6 +260,7 @@ impl Registry {
         self.check_audit(key).await?;
         let _change = self.alter(entry).await?;
         let sandbox = self.running(entry).await?;
+        self.check_no_volumes(entry)?;
         self.check_storage(key, entry).await?;
         let record = entry.record();
         // All copies of a batch are waited for before any of them is handed over, so this counts for its key alone.

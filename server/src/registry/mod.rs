@@ -26,6 +26,7 @@ mod recovery;
 mod sampling;
 mod snapshots;
 mod state;
+mod volumes;
 
 pub(crate) use create::NewSandbox;
 pub(crate) use state::{OpenError, Registry};

@@ -1,7 +1,7 @@
 //! The record of a sandbox, which is on disk before a client is answered.
 
 use super::network::{egress::Egress, ingress::Ingress};
-use crate::{access::keys::KeyId, templates::TemplateId};
+use crate::{access::keys::KeyId, templates::TemplateId, volumes::MountedVolume};
 use sandboxvm_manager::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::SystemTime};
@@ -46,6 +46,9 @@ pub(crate) struct Record {
     /// Where this user's processes start unless a request says otherwise; in the user's home where it is not stated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) workdir: Option<String>,
+    /// The volumes that it has mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) volumes: Vec<MountedVolume>,
     pub(crate) phase: Phase,
 }
 
@@ -125,6 +128,7 @@ pub(crate) mod tests {
             egress: Egress::default(),
             user: "user".into(),
             workdir: None,
+            volumes: Vec::new(),
             phase: Phase::Running,
         }
     }

@@ -57,6 +57,7 @@ impl Registry {
             }
         }
         self.complete_network_changes(network_changes).await?;
+        self.recover_volumes();
         Ok(recovered)
     }
 

@@ -44,6 +44,7 @@ impl Registry {
         let mut reserved = self.reserve_snapshot(key)?;
         let _change = self.alter(entry).await?;
         let sandbox = self.running(entry).await?;
+        self.check_no_volumes(entry)?;
         self.check_storage(key, entry).await?;
         let record = entry.record();
         let id = new_name("snap")?;

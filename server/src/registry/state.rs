@@ -12,6 +12,7 @@ use crate::{
     quotas::{StorageLimits, count::Quota, starts::Starts, trails::Trails},
     store::{Outgoing, Store, StoreError},
     templates::{self, Template, snapshot_index::SnapshotIndex},
+    volumes::VolumeIndex,
 };
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{FindError, Manager, Sandbox, SandboxId, SandboxName, SnapshotError, SupervisorProgram};
@@ -62,6 +63,7 @@ pub(crate) struct Registry {
     pub(super) sandboxes_per_key: u32,
     pub(super) storage: StorageLimits,
     pub(super) trails: Trails,
+    pub(crate) volumes: VolumeIndex,
 }
 
 /// Why a registry cannot be opened.
@@ -103,6 +105,7 @@ impl Registry {
             traffic: AllTraffic::default(),
             sandboxes_per_key: config.sandboxes_per_key,
             storage: StorageLimits { snapshots: config.snapshots_per_key, mib: config.storage_per_key },
+            volumes: VolumeIndex::open(directory.join("volume-records"), config.volume_limits())?,
             trails: Trails::open(directory.join("gone"), config.audit_per_key, config.audit_days)?,
             manager: manager.with_max_audit_log(config.audit_per_sandbox.saturating_mul(1 << 20)),
             bundle,

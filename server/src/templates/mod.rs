@@ -9,7 +9,7 @@ use crate::{
 };
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{
-    BootableImage, CreateError, Manager, NetworkSpec, Pool, PoolRequest, SandboxId, SandboxName, SandboxSpec,
+    BootableImage, CreateError, Manager, Mounts, NetworkSpec, Pool, PoolRequest, SandboxId, SandboxName, SandboxSpec,
     StartFrom, StartedSandbox, over_environment_of_image,
 };
 use sandboxvm_oci::store::Hold;
@@ -92,14 +92,20 @@ pub(crate) struct Template {
 
 impl Template {
     /// A machine of this kind; one of the pool's where there is one.
-    pub(crate) async fn start(&self, manager: &Manager, request: PoolRequest) -> Result<StartedSandbox, CreateError> {
+    pub(crate) async fn start(
+        &self,
+        manager: &Manager,
+        request: PoolRequest,
+        mounts: Mounts,
+    ) -> Result<StartedSandbox, CreateError> {
         let env = over_environment_of_image(self.spec.env.clone(), request.env);
         let request = PoolRequest { env, ..request };
         match &self.pool {
-            Some(pool) => pool.take(&request).await,
-            None => {
+            // What a machine of the pool mounts was decided when it was made.
+            Some(pool) if mounts.is_empty() => pool.take(&request).await,
+            _ => {
                 let PoolRequest { name, env, ephemeral, network } = request;
-                let spec = SandboxSpec { name, env, ephemeral, network, ..self.spec.clone() };
+                let spec = SandboxSpec { name, env, ephemeral, network, mounts, ..self.spec.clone() };
                 manager.start(&self.bundle, &spec).await
             }
         }

@@ -15,6 +15,9 @@ use rustix::fs::Timespec;
 pub(crate) struct Header {
     pub(crate) unique: u64,
     pub(crate) node: u64,
+    /// User and group, in the guest, of the process that asks. They mean nothing on the host.
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
 }
 
 /// Times to set, as utimensat(2) takes them.
@@ -151,11 +154,11 @@ pub(crate) enum Operation<'a> {
 pub(crate) fn parse(bytes: &[u8]) -> Option<(Header, Result<Operation<'_>, Refusal>)> {
     let (head, body) = bytes.split_at_checked(HEADER)?;
     let mut fields = Fields::new(head);
-    // The stream has used the length. The user, group and process of the request are in the guest, and
-    // mean nothing here.
+    // The stream has used the length.
     let _length = fields.u32().ok()?;
     let code = fields.u32().ok()?;
-    let header = Header { unique: fields.u64().ok()?, node: fields.u64().ok()? };
+    let (unique, node) = (fields.u64().ok()?, fields.u64().ok()?);
+    let header = Header { unique, node, uid: fields.u32().ok()?, gid: fields.u32().ok()? };
     Some((header, operation(code, Fields::new(body))))
 }
 

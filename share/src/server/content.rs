@@ -1,16 +1,19 @@
 //! The content of files.
 
-use super::{Outcome, PERMISSIONS, Server};
+use super::{Outcome, Owner, Server};
 use crate::{
     handles::{Handle, Opened},
     protocol::{Entry, Name, Reply},
-    root::{self, guest_flags},
+    root::{self, Identity, guest_flags},
 };
 use rustix::{
-    fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fdatasync, fsync, ftruncate, seek},
+    fs::{FallocateFlags, OFlags, SeekFrom, fallocate, fdatasync, fsync, ftruncate, seek},
     io::{Errno, pread, pwrite},
 };
-use std::sync::{Arc, PoisonError};
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, PoisonError},
+};
 
 impl Server {
     pub(super) fn open(&self, node: u64, flags: u32) -> Outcome {
@@ -19,24 +22,25 @@ impl Server {
         if root::kind(&root::examine(&file)?) != libc::S_IFREG {
             return Err(Errno::ISDIR);
         }
+        self.uses(&file)?;
         // Only now that it is the right file.
         if OFlags::from_bits_retain(flags).contains(OFlags::TRUNC) {
-            ftruncate(&file, 0)?;
+            self.resizing(&file, |_| 0, || ftruncate(&file, 0))?;
         }
         let opened = Opened { node, flags: guest_flags(flags).bits() };
         let handle = self.handles().add(Handle::File(Arc::new(file)), opened)?;
         Ok(Reply::empty().opened(handle))
     }
 
-    pub(super) fn create(&self, parent: u64, name: Name<'_>, flags: u32, mode: u32) -> Outcome {
+    pub(super) fn create(&self, parent: u64, name: Name<'_>, flags: u32, mode: u32, maker: Owner) -> Outcome {
         self.handles().has_room()?;
         let directory = self.directory(parent)?;
         let wanted = OFlags::from_bits_retain(flags);
-        let mode = Mode::from_raw_mode(mode & PERMISSIONS);
         let open = guest_flags(flags) | wanted.intersection(OFlags::EXCL);
-        let file = root::create(&directory, name, open, mode)?;
+        let file = self.open_or_make(&directory, name, open, (mode, maker))?;
+        self.uses(&file)?;
         if wanted.contains(OFlags::TRUNC) {
-            ftruncate(&file, 0)?;
+            self.resizing(&file, |_| 0, || ftruncate(&file, 0))?;
         }
         let stat = root::examine(&file)?;
         let found = root::find(&directory, name)?;
@@ -50,7 +54,35 @@ impl Server {
                 return Err(error);
             }
         };
-        Ok(Reply::entry(&Entry { node, attributes: self.seen(&stat) }).opened(handle))
+        let attributes =
+            self.shown(&stat, || root::open(&directory, name.bytes(), OFlags::RDONLY, Identity::from(&stat)));
+        Ok(Reply::entry(&Entry { node, attributes }).opened(handle))
+    }
+
+    /// Makes a regular file, or opens the one that is there unless it must be new.
+    fn open_or_make(
+        &self,
+        directory: &OwnedFd,
+        name: Name<'_>,
+        open: OFlags,
+        (mode, maker): (u32, Owner),
+    ) -> Result<OwnedFd, Errno> {
+        let host_mode = self.host_mode(mode, false);
+        if !self.is_volume() {
+            return root::create(directory, name, open, host_mode);
+        }
+        // What is new counts, so it has to be known whether it is.
+        match self.adding(|| root::create(directory, name, open | OFlags::EXCL, host_mode)) {
+            Err(Errno::EXIST) if !open.contains(OFlags::EXCL) => {
+                let stat = root::describe(directory, name)?;
+                root::open(directory, name.bytes(), open, Identity::from(&stat))
+            }
+            made => {
+                let file = made?;
+                self.give(&file, maker, mode)?;
+                Ok(file)
+            }
+        }
     }
 
     pub(super) fn read(&self, handle: u64, offset: u64, size: usize) -> Outcome {
@@ -74,15 +106,18 @@ impl Server {
     pub(super) fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Outcome {
         let file = self.handles().file(handle)?;
         let mut written = 0;
-        while written < data.len() {
-            match pwrite(&file, &data[written..], offset.saturating_add(written as u64)) {
-                Ok(0) => break,
-                Ok(count) => written += count,
-                Err(Errno::INTR) => {}
-                Err(_) if written > 0 => break,
-                Err(errno) => return Err(errno),
+        self.writing(&file, offset, data.len(), || {
+            while written < data.len() {
+                match pwrite(&file, &data[written..], offset.saturating_add(written as u64)) {
+                    Ok(0) => break,
+                    Ok(count) => written += count,
+                    Err(Errno::INTR) => {}
+                    Err(_) if written > 0 => break,
+                    Err(errno) => return Err(errno),
+                }
             }
-        }
+            Ok(())
+        })?;
         Ok(Reply::written(written))
     }
 
@@ -102,7 +137,12 @@ impl Server {
             return Err(Errno::OPNOTSUPP);
         }
         let file = self.handles().file(handle)?;
-        fallocate(&file, mode, offset, length)?;
+        let end = offset.saturating_add(length);
+        if self.is_volume() && mode.contains(FallocateFlags::KEEP_SIZE) && !mode.contains(FallocateFlags::PUNCH_HOLE) {
+            // Space behind the end of a file would not count.
+            return Err(Errno::OPNOTSUPP);
+        }
+        self.resizing(&file, |size| size.max(end), || fallocate(&file, mode, offset, length))?;
         Ok(Reply::empty())
     }
 

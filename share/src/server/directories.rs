@@ -1,6 +1,6 @@
 //! Entries of directories.
 
-use super::{Outcome, PERMISSIONS, Server, stale_if_gone};
+use super::{Outcome, Owner, Server, stale_if_gone};
 use crate::{
     handles::{Handle, Opened},
     nodes::ROOT,
@@ -9,8 +9,8 @@ use crate::{
 };
 use rustix::{
     fs::{
-        AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom, linkat, mkdirat, renameat_with, seek,
-        symlinkat, unlinkat,
+        AtFlags, FileType, OFlags, RawDir, RenameFlags, SeekFrom, linkat, mkdirat, renameat_with, seek, symlinkat,
+        unlinkat,
     },
     io::Errno,
 };
@@ -29,30 +29,37 @@ impl Server {
         if target.is_empty() || target.len() > MAX_TARGET {
             return Err(Errno::NAMETOOLONG);
         }
-        symlinkat(target, self.directory(parent)?, name.bytes())?;
+        let directory = self.directory(parent)?;
+        self.adding(|| symlinkat(target, &directory, name.bytes()))?;
         self.made(parent, name)
     }
 
     /// Makes a regular file, and nothing else: devices, named pipes and sockets of a guest do not belong on
     /// the host.
-    pub(super) fn make_node(&self, parent: u64, name: Name<'_>, mode: u32) -> Outcome {
+    pub(super) fn make_node(&self, parent: u64, name: Name<'_>, mode: u32, maker: Owner) -> Outcome {
         if mode & libc::S_IFMT != libc::S_IFREG {
             return Err(Errno::PERM);
         }
         let directory = self.directory(parent)?;
         let flags = OFlags::WRONLY | OFlags::EXCL;
-        root::create(&directory, name, flags, Mode::from_raw_mode(mode & PERMISSIONS))?;
+        let file = self.adding(|| root::create(&directory, name, flags, self.host_mode(mode, false)))?;
+        self.give(&file, maker, mode)?;
         self.made(parent, name)
     }
 
-    pub(super) fn make_directory(&self, parent: u64, name: Name<'_>, mode: u32) -> Outcome {
-        mkdirat(self.directory(parent)?, name.bytes(), Mode::from_raw_mode(mode & PERMISSIONS))?;
+    pub(super) fn make_directory(&self, parent: u64, name: Name<'_>, mode: u32, maker: Owner) -> Outcome {
+        let directory = self.directory(parent)?;
+        self.adding(|| mkdirat(&directory, name.bytes(), self.host_mode(mode, true)))?;
+        if self.is_volume() {
+            self.give(root::open_below(&directory, name.bytes())?, maker, mode)?;
+        }
         self.made(parent, name)
     }
 
     pub(super) fn unlink(&self, parent: u64, name: Name<'_>, is_directory: bool) -> Outcome {
         let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        unlinkat(self.directory(parent)?, name.bytes(), flags)?;
+        let directory = self.directory(parent)?;
+        self.removing(&directory, name.bytes(), || unlinkat(&directory, name.bytes(), flags))?;
         Ok(Reply::empty())
     }
 
@@ -62,7 +69,9 @@ impl Server {
             return Err(Errno::INVAL);
         }
         let (old, new) = (self.directory(from.0)?, self.directory(to.0)?);
-        renameat_with(&old, from.1.bytes(), &new, to.1.bytes(), flags)?;
+        let (source, target) = ((&old, from.1.bytes()), (&new, to.1.bytes()));
+        let rename = || renameat_with(&old, source.1, &new, target.1, flags);
+        self.renaming(source, target, flags.contains(RenameFlags::EXCHANGE), rename)?;
         // Best effort: a node that is not found where it is expected is stale.
         if let Ok(stat) = root::describe(&new, to.1) {
             self.nodes().moved(Identity::from(&stat), to.0, to.1);
@@ -88,7 +97,7 @@ impl Server {
         }
         // Without flags, linkat(2) links a symbolic link itself. At worst this links another file of the
         // share, which has taken the name meanwhile.
-        linkat(&place.parent, old.bytes(), &directory, name.bytes(), AtFlags::empty())?;
+        self.adding(|| linkat(&place.parent, old.bytes(), &directory, name.bytes(), AtFlags::empty()))?;
         self.made(parent, name)
     }
 

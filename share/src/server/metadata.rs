@@ -21,14 +21,20 @@ const PRIVILEGES: u32 = libc::S_ISUID | libc::S_ISGID;
 
 impl Server {
     pub(super) fn attributes(&self, node: u64, handle: Option<u64>) -> Outcome {
-        let stat = match handle {
+        let shown = match handle {
             Some(handle) => match self.handles().get(handle)? {
-                Handle::File(file) => examine(&file)?,
-                Handle::Directory(directory) => examine(&*directory.lock().unwrap_or_else(PoisonError::into_inner))?,
+                Handle::File(file) => self.shown(&examine(&file)?, || file.try_clone().map_err(|_| Errno::MFILE)),
+                Handle::Directory(directory) => {
+                    let directory = directory.lock().unwrap_or_else(PoisonError::into_inner);
+                    self.shown(&examine(&*directory)?, || directory.try_clone().map_err(|_| Errno::MFILE))
+                }
             },
-            None => examine(self.nodes().file(node)?)?,
+            None => {
+                let stat = examine(self.nodes().file(node)?)?;
+                self.shown(&stat, || self.reopen(node, OFlags::RDONLY))
+            }
         };
-        Ok(Reply::attributes(&self.seen(&stat)))
+        Ok(Reply::attributes(&shown))
     }
 
     /// All files belong to one user on the host, so another owner cannot be set.
@@ -73,10 +79,11 @@ impl Server {
     }
 
     pub(super) fn set_size(&self, node: u64, handle: Option<u64>, size: u64) -> Result<(), Errno> {
-        match handle {
-            Some(handle) => ftruncate(self.handles().file(handle)?, size),
-            None => ftruncate(self.reopen(node, OFlags::WRONLY)?, size),
-        }
+        let file = match handle {
+            Some(handle) => self.handles().file(handle)?,
+            None => Arc::new(self.reopen(node, OFlags::WRONLY)?),
+        };
+        self.resizing(&file, |_| size, || ftruncate(&file, size))
     }
 
     pub(super) fn set_times(&self, node: u64, handle: Option<u64>, times: Times) -> Result<(), Errno> {
@@ -100,8 +107,12 @@ impl Server {
     }
 
     pub(super) fn access(&self, node: u64, mask: u32) -> Outcome {
-        let file: Arc<OwnedFd> = self.nodes().file(node)?;
-        may_access(&*file, mask)?;
+        if self.is_volume() {
+            self.may_access_in_volume(node, mask)?;
+        } else {
+            let file: Arc<OwnedFd> = self.nodes().file(node)?;
+            may_access(&*file, mask)?;
+        }
         Ok(Reply::empty())
     }
 }

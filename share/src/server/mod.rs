@@ -5,6 +5,7 @@ mod content;
 mod directories;
 mod metadata;
 mod saving;
+mod volume;
 mod xattrs;
 
 use crate::{
@@ -13,9 +14,10 @@ use crate::{
     nodes::{Nodes, Place, ROOT},
     protocol::{Attributes, Entry, Name, Operation, Refusal, Reply, constants, error, parse},
     root::{self, Identity, Root, kind},
+    volume::Volume,
 };
 use rustix::{
-    fs::{OFlags, Statx, StatxTimestamp, fstatvfs},
+    fs::{OFlags, Statx, StatxTimestamp},
     io::Errno,
     process::{getegid, geteuid},
     rand::{GetRandomFlags, getrandom},
@@ -53,6 +55,7 @@ pub struct Settings {
 pub struct Server {
     root: Root,
     settings: Settings,
+    volume: Option<Volume>,
     host: Owner,
     nodes: Mutex<Nodes>,
     handles: Mutex<Handles>,
@@ -67,13 +70,20 @@ impl Server {
         Self::with_limits(root, settings, Limits::of_process())
     }
 
+    /// Serves `root`, the files of a volume.
+    #[must_use]
+    pub fn of_volume(root: Root, volume: Volume) -> Self {
+        let settings = Settings { read_only: false, owner: Owner { uid: 0, gid: 0 } };
+        Self { volume: Some(volume), ..Self::new(root, settings) }
+    }
+
     fn with_limits(root: Root, settings: Settings, limits: Limits) -> Self {
         // Above all small numbers, and different from those of a process before this one.
         let first = || u64::from(random() | 1 << 31) << 32;
         let nodes = Mutex::new(Nodes::new(&root, first(), limits));
         let handles = Mutex::new(Handles::new(first(), limits.handles));
         let host = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
-        Self { root, settings, host, nodes, handles }
+        Self { root, settings, volume: None, host, nodes, handles }
     }
 
     /// Answers a request, which has its complete head. Returns none if it has no answer.
@@ -102,13 +112,14 @@ impl Server {
             Operation::Interrupt => return None,
             _ => {}
         }
-        Some(match self.carry_out(header.node, operation) {
+        let caller = Owner { uid: header.uid, gid: header.gid };
+        Some(match self.carry_out(header.node, caller, operation) {
             Ok(reply) => reply.finish(header.unique, 0),
             Err(errno) => error(header.unique, errno),
         })
     }
 
-    fn carry_out(&self, node: u64, operation: Operation<'_>) -> Outcome {
+    fn carry_out(&self, node: u64, caller: Owner, operation: Operation<'_>) -> Outcome {
         use Operation as O;
         if self.settings.read_only && changes(&operation) {
             return Err(Errno::ROFS);
@@ -119,9 +130,13 @@ impl Server {
             O::Lookup(name) => self.look_up(node, name).map(|entry| Reply::entry(&entry)),
             O::GetAttributes { handle } => self.attributes(node, handle),
             O::SetAttributes { handle, mode, uid, gid, size, times } => {
-                self.set_owner(uid, gid)?;
-                if let Some(mode) = mode {
-                    self.set_mode(node, handle, mode)?;
+                if self.is_volume() {
+                    self.set_ownership(node, (uid, gid, mode.map(without_privileges).transpose()?))?;
+                } else {
+                    self.set_owner(uid, gid)?;
+                    if let Some(mode) = mode {
+                        self.set_mode(node, handle, mode)?;
+                    }
                 }
                 if let Some(size) = size {
                     self.set_size(node, handle, size)?;
@@ -133,22 +148,27 @@ impl Server {
             }
             O::ReadLink => self.read_link(node),
             O::Symlink { name, target } => self.symlink(node, name, target),
-            O::MakeNode { name, mode } => self.make_node(node, name, mode),
-            O::MakeDirectory { name, mode } => self.make_directory(node, name, mode),
+            O::MakeNode { name, mode } => self.make_node(node, name, mode, caller),
+            O::MakeDirectory { name, mode } => self.make_directory(node, name, mode, caller),
             O::Unlink(name) => self.unlink(node, name, false),
             O::RemoveDirectory(name) => self.unlink(node, name, true),
             O::Rename { from, parent, to, flags } => self.rename((node, from), (parent, to), flags),
             O::Link { of, name } => self.link(of, node, name),
             O::Open { flags } => self.open(node, flags),
-            O::Create { name, flags, mode } => self.create(node, name, flags, mode),
+            O::Create { name, flags, mode } => self.create(node, name, flags, mode, caller),
             O::Read { handle, offset, size } => self.read(handle, offset, size),
             O::Write { handle, offset, data } => self.write(handle, offset, data),
             O::Release { handle } => {
+                let file = if self.is_volume() { self.handles().file(handle).ok() } else { None };
+                let inode = file.and_then(|file| root::examine(file).ok()).map(|stat| stat.stx_ino);
                 self.handles().remove(handle);
+                if let Some(inode) = inode {
+                    self.closed(inode);
+                }
                 Ok(Reply::empty())
             }
             O::Sync { handle, only_data } => self.sync(handle, only_data),
-            O::StatFs => Ok(Reply::statfs(&fstatvfs(self.root.file())?)),
+            O::StatFs => self.room(),
             O::OpenDirectory => self.open_directory(node),
             O::ReadDirectory { handle, offset, size, plus } => self.read_directory(node, handle, offset, size, plus),
             O::GetXattr { name, size } => self.xattr(node, name, size),
@@ -192,7 +212,8 @@ impl Server {
         let file = root::find(&directory, name)?;
         let stat = root::examine(&file)?;
         let node = self.nodes().found(parent, name, file, &stat)?;
-        Ok(Entry { node, attributes: self.seen(&stat) })
+        let open = || root::open(&directory, name.bytes(), OFlags::RDONLY, Identity::from(&stat));
+        Ok(Entry { node, attributes: self.shown(&stat, open) })
     }
 
     /// Looks up a file that the guest has just made, which must be this one.
@@ -234,6 +255,11 @@ impl Server {
     fn identity_of(&self, file: impl AsFd) -> Result<Identity, Errno> {
         Ok(Identity::from(&root::examine(file)?))
     }
+}
+
+/// Returns permissions, unless there are set-user-ID and set-group-ID bits among them.
+fn without_privileges(mode: u32) -> Result<u32, Errno> {
+    if mode & (libc::S_ISUID | libc::S_ISGID) == 0 { Ok(mode & PERMISSIONS) } else { Err(Errno::PERM) }
 }
 
 /// A node whose name is gone is stale: the guest's kernel looks the name up again then.

@@ -14,12 +14,17 @@ const NAMESPACE: &[u8] = b"user.";
 const MAX_NAME: usize = 255;
 
 impl Server {
+    /// In a volume there are none: they would not count, and have the owners of its files.
+    fn allows(&self, name: &[u8]) -> bool {
+        !self.is_volume() && is_allowed(name)
+    }
+
     fn file_with_xattrs(&self, node: u64) -> Result<OwnedFd, Errno> {
         self.reopen(node, OFlags::RDONLY)
     }
 
     pub(super) fn xattr(&self, node: u64, name: &[u8], size: usize) -> Outcome {
-        if !is_allowed(name) {
+        if !self.allows(name) {
             return Err(Errno::NODATA);
         }
         let file = self.file_with_xattrs(node)?;
@@ -29,7 +34,7 @@ impl Server {
     }
 
     pub(super) fn set_xattr(&self, node: u64, name: &[u8], value: &[u8], flags: u32) -> Outcome {
-        if !is_allowed(name) {
+        if !self.allows(name) {
             return Err(Errno::OPNOTSUPP);
         }
         let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
@@ -43,7 +48,7 @@ impl Server {
         let count = flistxattr(&file, &mut names[..])?;
         let names: Vec<u8> = names[..count]
             .split_inclusive(|byte| *byte == 0)
-            .filter(|name| name.starts_with(NAMESPACE))
+            .filter(|name| !self.is_volume() && name.starts_with(NAMESPACE))
             .flatten()
             .copied()
             .collect();
@@ -55,7 +60,7 @@ impl Server {
     }
 
     pub(super) fn remove_xattr(&self, node: u64, name: &[u8]) -> Outcome {
-        if !is_allowed(name) {
+        if !self.allows(name) {
             return Err(Errno::OPNOTSUPP);
         }
         fremovexattr(self.file_with_xattrs(node)?, name)?;

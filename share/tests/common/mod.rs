@@ -100,19 +100,24 @@ impl Field for &[u8] {
 impl Guest {
     /// Starts a process that serves `root`, for a guest whose files belong to root.
     pub fn with(root: &Path, access: &str) -> Self {
-        let mut guest = Self::started(root, access, Stdio::inherit());
+        Self::of(root, &format!("{access}:0:0"))
+    }
+
+    /// Starts a process with this argument.
+    pub fn of(root: &Path, argument: &str) -> Self {
+        let mut guest = Self::started(root, argument, Stdio::inherit());
         let answer = guest.ask(26, 0, &fields![7u32, 36u32, 131_072u32, u32::MAX]).unwrap();
         assert_eq!((u32_at(&answer, 0), u32_at(&answer, 20)), (7, 128 << 10));
         guest
     }
 
-    pub fn started(root: &Path, access: &str, stderr: Stdio) -> Self {
+    pub fn started(root: &Path, argument: &str, stderr: Stdio) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, rustix::fs::Mode::empty()).unwrap();
         let process = Command::new(env!("CARGO_BIN_EXE_sandboxvm-share"))
-            .arg(format!("{access}:0:0"))
+            .arg(argument)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::from(root))
             .stderr(stderr)

@@ -110,7 +110,8 @@ impl Server {
             Some(line.strip_prefix(&format!("export {name}="))?.to_owned())
         };
         let (api, sandboxes) = (value("E2B_API_URL"), value("E2B_SANDBOX_URL"));
-        let (Some(api), Some(sandboxes)) = (api, sandboxes) else {
+        let volumes = value("E2B_VOLUME_API_URL");
+        let (Some(api), Some(sandboxes), Some(_)) = (api, sandboxes, volumes) else {
             let _ = child.kill();
             let _ = child.wait();
             panic!("the server does not start: {}", fs::read_to_string(&log).unwrap_or_default());
@@ -201,6 +202,7 @@ impl Server {
         let mut command = Command::new(interpreter);
         command.envs(variables.iter().copied());
         command.arg(program).env("E2B_API_URL", &self.api).env("E2B_SANDBOX_URL", &self.sandboxes);
+        command.env("E2B_VOLUME_API_URL", &self.api);
         command
             .env("E2B_API_KEY", self.key())
             .env("NODE_PATH", node_modules)

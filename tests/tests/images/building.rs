@@ -285,7 +285,7 @@ fn a_template_has_its_start_command_running_and_needs_a_shell() {
     let created = home.cli(["create", "--from", "template-web"]).run().succeeds();
     let sandbox = Sandbox::printed(&home, &created);
     let seen = sandbox.exec(["sh", "-c", "cat /tmp/started /proc/[0-9]*/cmdline"]).run().succeeds().out();
-    assert!(seen.starts_with("of-the-template\n") && seen.contains("sleep\01000"), "{seen:?}");
+    assert!(seen.starts_with("of-the-template\n") && seen.contains("sleep\x001000"), "{seen:?}");
     sandbox.remove();
     // The next one replaces it, and the image is the one that `build` makes.
     assert_eq!(template(text, "echo other >/tmp/started").succeeds().out(), "template-web\n");

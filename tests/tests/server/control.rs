@@ -157,6 +157,21 @@ fn keys_cannot_see_or_use_each_others_sandboxes() {
         let _ = server.ask_as(other, "POST", "/v2/sandboxes", Some(&json!({ "templateID": template }))).expect(404);
     }
 
+    // Nor does it see, remove or mount a volume of another key.
+    let named = json!({ "name": "data" });
+    let volume = server.ask("POST", "/volumes", Some(&named)).expect(201).json();
+    let volume = volume["volumeID"].as_str().expect("an ID");
+    for method in ["GET", "DELETE"] {
+        let answer = server.ask_as(other, method, &format!("/volumes/{volume}"), None).expect(404);
+        let unknown = server.ask_as(other, method, "/volumes/0123456789abcdef0123", None).expect(404);
+        assert_eq!(answer.body.replace(volume, "0123456789abcdef0123"), unknown.body, "{method}");
+    }
+    assert_eq!(server.ask_as(other, "GET", "/volumes", None).expect(200).json(), json!([]));
+    let with_volume = json!({ "templateID": "base", "volumeMounts": [{ "name": "data", "path": "/data" }] });
+    let _ = server.ask_as(other, "POST", "/v2/sandboxes", Some(&with_volume)).expect(404);
+    let _ = server.ask_as(looker, "POST", "/volumes", Some(&named)).expect(403);
+    let _ = server.ask("DELETE", &format!("/volumes/{volume}"), None).expect(204);
+
     // A key has separate limits, which it cannot exceed by requests at the same time.
     let base = json!({ "templateID": "base" });
     let answers: Vec<Answer> = thread::scope(|scope| {

@@ -19,7 +19,7 @@ use std::{
 macro_rules! programs {
     ($($test:ident: $path:literal $(, soak = $soak:literal)?;)*) => {
         /// All programs, below `tests/sdk`.
-        const PROGRAMS: &[&str] = &[GIT, NETWORK, CELLS, TEMPLATES, $($path),*];
+        const PROGRAMS: &[&str] = &[GIT, NETWORK, CELLS, TEMPLATES, VOLUMES, $($path),*];
         $(
             #[test]
             $(#[ignore = $soak])?
@@ -45,6 +45,7 @@ programs! {
     ports_of_sandboxes_can_be_reached: "python/ports.py";
     hostile_requests_do_not_harm_a_sandbox: "python/hostile.py";
     power_off_works_for_the_python_client: "python/power_off.py";
+    volumes_work_for_the_javascript_client: "js/volumes.mjs";
     power_off_works_for_the_javascript_client: "js/power_off.mjs", soak = "soak: the Python client does the same";
     example_of_the_python_client_works: "../../examples/python_sdk.py", soak = "soak: a server of Python's library takes long to start, and the JavaScript example runs always";
     example_of_the_javascript_client_works: "../../examples/javascript_sdk.cjs";
@@ -55,6 +56,7 @@ programs! {
 const GIT: &str = "python/git.py";
 const NETWORK: &str = "python/network.py";
 const TEMPLATES: &str = "python/templates.py";
+const VOLUMES: &str = "python/volumes.py";
 const CELLS: &str = "code_interpreter/cells.py";
 /// A module that the Python programs import. It is not a program.
 const EXPECT: &str = "python/expect.py";
@@ -70,6 +72,14 @@ fn networks_are_asked_for_and_changed_by_the_python_client() {
     let Some(home) = Home::with_kvm() else { return };
     let config = format!("network = {{ default = \"public\", dns_servers = false }}\n{}", small_config());
     run_in(&home, &config, NETWORK, Duration::from_secs(300));
+    home.assert_nothing_left();
+}
+
+#[test]
+fn volumes_work_for_the_python_client() {
+    let Some(home) = Home::with_kvm() else { return };
+    let config = format!("volume_size = 16\nvolume_files = 1000\n{}", small_config());
+    run_in(&home, &config, VOLUMES, Duration::from_secs(300));
     home.assert_nothing_left();
 }
 

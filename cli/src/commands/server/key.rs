@@ -59,6 +59,9 @@ struct Create {
     /// configuration]
     #[arg(long, help_heading = "Limits", value_name = "MIB")]
     audit: Option<u64>,
+    /// Maximum number of volumes of this key at a time [default: volumes_per_key of the configuration]
+    #[arg(long, help_heading = "Limits", value_name = "N")]
+    volumes: Option<u32>,
     /// Maximum number of requests per second, averaged over ten seconds [default: requests_per_second of the
     /// configuration]
     #[arg(long, help_heading = "Limits", value_name = "N")]
@@ -91,6 +94,7 @@ impl Key {
                     snapshots: create.snapshots,
                     storage_mib: create.storage,
                     audit_mib: create.audit,
+                    volumes: create.volumes,
                     requests_per_second: create.requests_per_second,
                     read_only: create.read_only,
                     templates: create.templates.into_iter().collect(),

@@ -119,9 +119,10 @@ impl Serve {
             let scheme = if config.tls.is_some() { "https" } else { "http" };
             let server = Server::open(config, manager, bundle, supervision::program()?, mode).await?;
             let mut text = format!(
-                "export E2B_API_URL={scheme}://{}\nexport E2B_SANDBOX_URL={scheme}://{}\n",
-                server.api_address()?,
-                server.sandboxes_address()?
+                "export E2B_API_URL={scheme}://{api}\nexport E2B_SANDBOX_URL={scheme}://{}\n\
+                 export E2B_VOLUME_API_URL={scheme}://{api}\n",
+                server.sandboxes_address()?,
+                api = server.api_address()?
             );
             if keys.list()?.is_empty() {
                 let first = WantedKey { name: "first".to_owned(), ..WantedKey::default() };

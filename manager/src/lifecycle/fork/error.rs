@@ -38,6 +38,9 @@ pub enum ForkError {
         /// Path on the host.
         path: PathBuf,
     },
+    /// Their users on the host are of the server, which makes no copies of them.
+    #[error("cannot fork sandbox {0}: it has a volume of the server")]
+    SharedVolume(String),
     /// The live shares cannot be held.
     #[error("cannot fork the sandbox: {0}")]
     Hold(#[from] HoldError),

@@ -122,6 +122,9 @@ impl Sandbox {
         if let Some(volume) = self.record.mounts.writable_volume() {
             return Err(ForkError::WritableVolume { sandbox: self.label(), volume: volume.clone() });
         }
+        if self.record.mounts.has_shared_volume() {
+            return Err(ForkError::SharedVolume(self.label()));
+        }
         if let (None, Some(share)) = (inheritance.shares, self.record.mounts.writable_share()) {
             return Err(ForkError::WritableShare { sandbox: self.label(), path: share.path.to_owned() });
         }

@@ -6,7 +6,7 @@ mod doors;
 mod operations;
 
 use super::{
-    Launcher, Places, SharedLauncher,
+    Launcher, Places, SharedLauncher, content_places,
     doors::send,
     serve::{Answer, Channel},
 };
@@ -33,6 +33,7 @@ use crate::{
         network::{egress::Egress, ingress::Ingress},
         record::{OnTimeout, Record, tests::example},
     },
+    volumes::WantedMount,
 };
 use sandboxvm_images::bundle::{Bundle, BundleSources};
 use sandboxvm_manager::{CText, FilePath, GuestScope, Manager, SandboxId, SupervisorProgram};
@@ -87,7 +88,14 @@ fn drill() -> Drill {
     }
     let config = Config::default();
     let places = Places::of(&config);
-    let launcher = Launcher { config, credentials: Credentials { keys, tokens }, registry, tls: None, places };
+    let launcher = Launcher {
+        config,
+        credentials: Credentials { keys, tokens },
+        registry,
+        tls: None,
+        places,
+        content_places: content_places(),
+    };
     Drill { home, launcher: Arc::new(launcher), victim, attacker }
 }
 
@@ -167,6 +175,7 @@ fn operations(id: &str, name: &str) -> Vec<Operation> {
             https_ports: vec![],
             allow_internet_access: None,
             egress: Egress::default(),
+            volume_mounts: vec![WantedMount { name: name(), path: "/data".into() }],
         }),
         Operation::Connect { id: id(), timeout: 1, memory: None },
         Operation::Connect { id: id(), timeout, memory: Some(false) },
@@ -194,6 +203,8 @@ fn operations(id: &str, name: &str) -> Vec<Operation> {
         Operation::AssignTags { target: name(), tags: vec![name()] },
         Operation::RemoveTags { name: id(), tags: vec![name()] },
         Operation::Samples { id: id(), start: Some(timeout), end: Some(0) },
+        Operation::ShowVolume { id: id() },
+        Operation::RemoveVolume { id: id() },
         Operation::Logs { id: id(), query: LogsQuery { limit: Some(usize::MAX), ..LogsQuery::default() } },
     ]
 }

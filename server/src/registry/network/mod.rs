@@ -123,7 +123,7 @@ impl Registry {
             return;
         }
         let Ok(sandbox) = self.sandbox(entry) else { return };
-        if !sandbox.has_network_card() {
+        if !sandbox.has_network_card() && entry.record().volumes.is_empty() {
             return;
         }
         self.keep_supervised(&sandbox).await;

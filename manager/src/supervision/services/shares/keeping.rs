@@ -3,7 +3,7 @@
 use crate::{
     guest::shares::connect_share,
     home::directory::SandboxDirectory,
-    mounts::{Share, share_root::ShareRoot},
+    mounts::{ContentLimits, Share, share_root::ShareRoot},
     supervision::{log::Log, services::child::Child},
     vmm::group::Group,
 };
@@ -58,11 +58,15 @@ impl Delays {
     }
 }
 
-/// Returns the argument of the process of a share: `ro:0:0`.
+/// Returns the argument of the process of a share: `ro:0:0`, or `volume:` with its limits.
 pub(super) fn argument(share: &Share<'_>) -> CString {
     let (uid, gid) = share.owner;
-    let access = if share.read_only { "ro" } else { "rw" };
-    CString::new(format!("{access}:{uid}:{gid}")).unwrap_or_default()
+    let argument = match (share.limits, share.read_only) {
+        (Some(ContentLimits { bytes, names }), _) => format!("volume:{bytes}:{names}"),
+        (None, true) => format!("ro:{uid}:{gid}"),
+        (None, false) => format!("rw:{uid}:{gid}"),
+    };
+    CString::new(argument).unwrap_or_default()
 }
 
 impl Keeping {

@@ -54,7 +54,7 @@ impl Shares {
             return Err(ShareFailure::Program { program, source }.into());
         }
         for share in context.sandbox.record.mounts.shares() {
-            let root = match ShareRoot::open(home, share.path) {
+            let root = match ShareRoot::of(home, &share) {
                 Ok(root) => root,
                 Err(error) => {
                     context.log.note(format_args!("the share at {} is not served: {error}", share.at));

@@ -1,0 +1,284 @@
+//! Files of volumes: no API key, since the token of a volume carries the right. The launcher gives a connection to a process
+//! that serves this one request; bodies pass here as they come, in both directions. That process has read what sandboxes
+//! wrote: what it says is bounded, and its bytes are only passed on.
+
+use super::error::ApiError;
+use crate::{
+    access::{keys::KeyId, rate::Credential},
+    app::SharedApp,
+    channel::{
+        failure::{Failure, Why},
+        request::{ContentClaim, Request as Asked},
+    },
+    deadline::{self, Deadlines},
+    listen::connections::Peer,
+};
+use axum::{
+    body::Body,
+    extract::{Path, Request, State},
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
+    },
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, Limited};
+use sandboxvm_manager::volume_content::{self, Answer, MAX_FRAME, MAX_PIECE, SetOwner};
+use serde::{Deserialize, de::DeserializeOwned};
+use std::{
+    io,
+    os::unix::net::UnixStream as StdUnixStream,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+/// Maximum size of a body that is JSON.
+const MAX_JSON: usize = 64 << 10;
+/// Size in bytes of a piece of an answer.
+const PIECE: usize = 64 << 10;
+
+/// What all these requests say in their query.
+#[derive(Debug, Deserialize)]
+struct Query {
+    path: String,
+    depth: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    mode: Option<u32>,
+    #[serde(default)]
+    force: bool,
+}
+
+impl Query {
+    fn of(request: &Request) -> Result<Self, ApiError> {
+        let query = request.uri().query().unwrap_or_default();
+        serde_urlencoded::from_str(query).map_err(|error| ApiError::bad(format!("invalid query: {error}")))
+    }
+
+    fn owner(&self) -> SetOwner {
+        SetOwner { uid: self.uid, gid: self.gid, mode: self.mode }
+    }
+}
+
+/// A connection to the process that serves a request.
+struct Connection {
+    owner: KeyId,
+    socket: UnixStream,
+}
+
+/// Asks the launcher for a process that serves a request.
+async fn begin(
+    app: &SharedApp,
+    id: String,
+    (headers, peer): (&HeaderMap, Option<Peer>),
+    request: volume_content::Request,
+) -> Result<Connection, ApiError> {
+    let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let Some(token) = token else {
+        return Err(ApiError::new(StatusCode::UNAUTHORIZED, "send the token of the volume in Authorization"));
+    };
+    let claim = ContentClaim { id, token: token.to_owned(), request };
+    let asked = app.launcher.ask_with(Asked::Content(Box::new(claim)), Vec::new()).await;
+    let mut reply = match asked {
+        Err(failure @ Failure { why: Why::Unauthorized, .. }) => {
+            return Err(match app.pace.failures.note(Credential::Token, peer.as_ref(), Instant::now()) {
+                Ok(()) => failure.into(),
+                Err(wait) => ApiError::later("this address sent too many invalid tokens", wait),
+            });
+        }
+        asked => asked?,
+    };
+    let owner = serde_json::from_slice(&reply.head).map_err(|error| failed(&error))?;
+    let socket = reply.descriptors.pop().ok_or_else(|| failed(&"the launcher gave no socket"))?;
+    let socket = UnixStream::from_std(StdUnixStream::from(socket)).map_err(|error| failed(&error))?;
+    Ok(Connection { owner, socket })
+}
+
+fn failed(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the volume does not answer: {error}"))
+}
+
+async fn answer(socket: &mut UnixStream) -> Result<Answer, ApiError> {
+    let length = socket.read_u32_le().await.map_err(|error| failed(&error))?;
+    let length = usize::try_from(length).ok().filter(|length| *length <= MAX_FRAME);
+    let mut json = vec![0; length.ok_or_else(|| failed(&"its answer is too long"))?];
+    socket.read_exact(&mut json).await.map_err(|error| failed(&error))?;
+    serde_json::from_slice(&json).map_err(|error| failed(&error))
+}
+
+impl From<volume_content::Failure> for ApiError {
+    fn from(failure: volume_content::Failure) -> Self {
+        use volume_content::Why as W;
+        let status = match failure.why {
+            W::NotFound => StatusCode::NOT_FOUND,
+            W::Exists => StatusCode::CONFLICT,
+            W::Invalid => StatusCode::BAD_REQUEST,
+            W::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+            W::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, failure.message)
+    }
+}
+
+impl Connection {
+    /// Passes the answer on, with this status if the request was carried out.
+    async fn respond(mut self, app: &SharedApp, status: StatusCode) -> Result<Response, ApiError> {
+        let within = Duration::from_secs(app.config.answer_timeout);
+        let answered = tokio::time::timeout(within, answer(&mut self.socket)).await;
+        let (length, kind) = match answered.map_err(|error| failed(&error))?? {
+            Answer::Failed(failure) => return Err(failure.into()),
+            Answer::Done => return Ok(StatusCode::NO_CONTENT.into_response()),
+            Answer::Json { length } => (length, "application/json"),
+            Answer::Content { length } => (length, "application/octet-stream"),
+        };
+        let place = app.limits.streams.try_enter(&self.owner, None);
+        let place = place.map_err(|full| ApiError::later(full.to_string(), Duration::from_secs(1)))?;
+        let pieces = stream::try_unfold((self.socket, length, place), |(mut socket, left, place)| async move {
+            if left == 0 {
+                return Ok(None);
+            }
+            let mut piece = vec![0; usize::try_from(left).unwrap_or(PIECE).min(PIECE)];
+            let count = socket.read(&mut piece).await?;
+            if count == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            piece.truncate(count);
+            Ok(Some((Bytes::from(piece), (socket, left - count as u64, place))))
+        });
+        let mut response = Response::new(Body::from_stream(pieces));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        // Never shown by a browser as a page of this server: sandboxes write it.
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        Ok(response)
+    }
+
+    /// Sends a body in pieces, as far as the process reads it.
+    async fn send(&mut self, app: &SharedApp, body: Body) -> Result<(), ApiError> {
+        let place = app.limits.streams.try_enter(&self.owner, None);
+        let _place = place.map_err(|full| ApiError::later(full.to_string(), Duration::from_secs(1)))?;
+        let pause = Duration::from_secs(app.config.body_timeout);
+        let mut body = deadline::body(body, Deadlines { pause, body: None, answer: Duration::MAX }).into_data_stream();
+        while let Some(piece) = body.next().await {
+            // Without an empty piece at the end, nothing is kept.
+            let piece = piece.map_err(|error| ApiError::bad(format!("the upload was interrupted: {error}")))?;
+            for piece in piece.chunks(MAX_PIECE).filter(|piece| !piece.is_empty()) {
+                let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+                if self.socket.write_u32_le(length).await.is_err() || self.socket.write_all(piece).await.is_err() {
+                    // It has answered already: it refuses the rest.
+                    return Ok(());
+                }
+            }
+        }
+        let _ = self.socket.write_u32_le(0).await;
+        Ok(())
+    }
+}
+
+/// Serves a request without a body.
+async fn serve(
+    app: &SharedApp,
+    id: String,
+    request: Request,
+    asked: volume_content::Request,
+    status: StatusCode,
+) -> Result<Response, ApiError> {
+    let (parts, _) = request.into_parts();
+    let peer = parts.extensions.get::<Peer>().copied();
+    begin(app, id, (&parts.headers, peer), asked).await?.respond(app, status).await
+}
+
+/// `GET /volumecontent/{id}/path`.
+pub(super) async fn describe(
+    State(app): State<SharedApp>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let path = Query::of(&request)?.path;
+    serve(&app, id, request, volume_content::Request::Describe { path }, StatusCode::OK).await
+}
+
+/// `DELETE /volumecontent/{id}/path`.
+pub(super) async fn remove(
+    State(app): State<SharedApp>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let path = Query::of(&request)?.path;
+    serve(&app, id, request, volume_content::Request::Remove { path }, StatusCode::NO_CONTENT).await
+}
+
+/// `PATCH /volumecontent/{id}/path`.
+pub(super) async fn set_owner(
+    State(app): State<SharedApp>,
+    Path(id): Path<String>,
+    mut request: Request,
+) -> Result<Response, ApiError> {
+    let path = Query::of(&request)?.path;
+    let owner: SetOwner = json(&app, std::mem::take(request.body_mut())).await?;
+    serve(&app, id, request, volume_content::Request::SetOwner { path, owner }, StatusCode::OK).await
+}
+
+/// `GET /volumecontent/{id}/dir`.
+pub(super) async fn list(
+    State(app): State<SharedApp>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let Query { path, depth, .. } = Query::of(&request)?;
+    let asked = volume_content::Request::List { path, depth: depth.unwrap_or(1) };
+    serve(&app, id, request, asked, StatusCode::OK).await
+}
+
+/// `POST /volumecontent/{id}/dir`.
+pub(super) async fn make_directory(
+    State(app): State<SharedApp>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let query = Query::of(&request)?;
+    let (owner, force) = (query.owner(), query.force);
+    let asked = volume_content::Request::MakeDirectory { path: query.path, owner, force };
+    serve(&app, id, request, asked, StatusCode::CREATED).await
+}
+
+/// `GET /volumecontent/{id}/file`.
+pub(super) async fn read(
+    State(app): State<SharedApp>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let path = Query::of(&request)?.path;
+    serve(&app, id, request, volume_content::Request::Read { path }, StatusCode::OK).await
+}
+
+/// `PUT /volumecontent/{id}/file`.
+pub(super) async fn write(
+    State(app): State<SharedApp>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let query = Query::of(&request)?;
+    let (owner, force) = (query.owner(), query.force);
+    let peer = request.extensions().get::<Peer>().copied();
+    let (parts, body) = request.into_parts();
+    let asked = volume_content::Request::Write { path: query.path, owner, force };
+    let mut connection = begin(&app, id, (&parts.headers, peer), asked).await?;
+    connection.send(&app, body).await?;
+    connection.respond(&app, StatusCode::CREATED).await
+}
+
+async fn json<T: DeserializeOwned>(app: &SharedApp, body: Body) -> Result<T, ApiError> {
+    let within = Duration::from_secs(app.config.body_timeout);
+    let deadlines = Deadlines { pause: within, body: Some(within), answer: Duration::MAX };
+    let collected = Limited::new(deadline::body(body, deadlines), MAX_JSON).collect().await;
+    let bytes = collected.map_err(|error| ApiError::bad(format!("cannot read the body: {error}")))?.to_bytes();
+    serde_json::from_slice(&bytes).map_err(|error| ApiError::bad(format!("invalid body: {error}")))
+}

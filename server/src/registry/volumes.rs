@@ -1,0 +1,97 @@
+//! Volumes of the sandboxes of this server: mounting them, and removing those that no sandbox has.
+
+use super::{entry::Entry, error::RegistryError, record::OnTimeout, state::Registry};
+use crate::{
+    access::keys::Key,
+    volumes::{HeldVolumes, MountedVolume, VolumeRecord, WantedMount},
+};
+use sandboxvm_manager::{MountPath, MountSource, MountSpec, Mounts, SharedVolumeId};
+use std::collections::HashSet;
+
+/// What a new sandbox mounts.
+#[derive(Debug)]
+pub(super) struct NewMounts {
+    pub(super) mounts: Mounts,
+    pub(super) volumes: Vec<MountedVolume>,
+    /// Keeps the volumes from removal until the sandbox has a record.
+    pub(super) _held: HeldVolumes,
+}
+
+impl Registry {
+    /// Finds the volumes of a new sandbox.
+    pub(super) fn mounts(
+        &self,
+        key: &Key,
+        wanted: &[WantedMount],
+        on_timeout: OnTimeout,
+    ) -> Result<NewMounts, RegistryError> {
+        if !wanted.is_empty() && on_timeout == OnTimeout::Pause {
+            return Err(RegistryError::Invalid(
+                "autoPause: a sandbox with volumes can be paused without memory only; use the mode filesystem"
+                    .to_owned(),
+            ));
+        }
+        let names: Vec<String> = wanted.iter().map(|mount| mount.name.clone()).collect();
+        let held = self.volumes.hold(&key.id, &names)?;
+        let invalid = |error: &dyn std::fmt::Display| RegistryError::Invalid(format!("volumeMounts: {error}"));
+        let specs = held.volumes.iter().zip(wanted).map(|(volume, mount)| {
+            let at = MountPath::try_from(mount.path.clone()).map_err(|error| invalid(&error))?;
+            let VolumeRecord { id, bytes, names, .. } = volume;
+            let path = self.manager.shared_volume_path(id);
+            Ok(MountSpec { at, source: MountSource::SharedVolume { path, bytes: *bytes, names: *names } })
+        });
+        let mounts = Mounts::new(specs.collect::<Result<_, RegistryError>>()?).map_err(|error| invalid(&error))?;
+        let volumes = held.volumes.iter().zip(wanted).map(|(volume, WantedMount { name, path })| MountedVolume {
+            id: volume.id.clone(),
+            name: name.clone(),
+            path: path.clone(),
+        });
+        Ok(NewMounts { mounts, volumes: volumes.collect(), _held: held })
+    }
+
+    /// Refuses what a sandbox with volumes cannot do.
+    pub(super) fn check_no_volumes(&self, entry: &Entry) -> Result<(), RegistryError> {
+        if entry.record().volumes.is_empty() { Ok(()) } else { Err(RegistryError::HasVolumes(entry.id.to_string())) }
+    }
+
+    /// Removes a volume that no sandbox has. Its files are removed afterwards.
+    pub(crate) async fn remove_volume(&self, key: &Key, id: &str) -> Result<(), RegistryError> {
+        let volume = self.volumes.find(&key.id, id)?;
+        for entry in self.list(&key.id) {
+            if entry.record().volumes.iter().any(|mount| mount.id == volume.id) {
+                // Forgets it if another process has removed it.
+                drop(self.alter(&entry).await);
+            }
+        }
+        let has_it = |id: &SharedVolumeId| {
+            self.list(&key.id).iter().any(|entry| entry.record().volumes.iter().any(|mount| mount.id == *id))
+        };
+        self.volumes.remove(&self.manager, &volume, has_it)?;
+        tracing::info!(volume = %volume.id, "volume removed");
+        self.sweep_volumes();
+        Ok(())
+    }
+
+    /// Removes files of volumes that were removed, and directories without a record: on another thread, since that can take
+    /// long.
+    pub(crate) fn sweep_volumes(&self) {
+        let (manager, program) = (self.manager.clone(), self.bundle.share.clone());
+        // The process that removes files ends with the thread that started it.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = manager.sweep_shared_volumes(&program) {
+                tracing::warn!(%error, "cannot remove the files of volumes");
+            }
+        });
+    }
+
+    /// Removes what a server that was killed while it made or removed a volume has left.
+    pub(super) fn recover_volumes(&self) {
+        let known: HashSet<_> = self.volumes.ids().into_iter().collect();
+        for id in self.manager.shared_volumes().into_iter().filter(|id| !known.contains(id)) {
+            if let Err(error) = self.manager.remove_shared_volume(&id) {
+                tracing::warn!(%error, "cannot remove a volume without a record");
+            }
+        }
+        self.sweep_volumes();
+    }
+}
