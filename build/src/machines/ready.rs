@@ -1,5 +1,4 @@
-//! The ready command of a template: it is run again and again until it succeeds, which says that the start command is ready
-//! for a snapshot.
+//! The ready command of a template: it is repeated until it succeeds, and then the template is ready for its snapshot.
 
 use super::SandboxMachine;
 use crate::engine::{Done, Machine, MachineError, Process, Stream};

@@ -24,8 +24,8 @@ const PROCESSES_END_WITHIN: Duration = Duration::from_secs(1);
 pub(crate) struct MountOptions {
     /// Mount a volume, or a directory or file of the host, at PATH. A SOURCE that starts with '/', '.' or '~' is a
     /// path of the host, which the sandbox reads and writes itself; any other is the name of a volume, which is
-    /// created with 10G if it does not exist. OPTIONS: ro, rw [default: rw]. With --from, only and all directories of the
-    /// host that the snapshot shares
+    /// created with 10G if it does not exist. OPTIONS: ro, rw [default: rw]. With --from, give one
+    /// for each live share of the snapshot, at the same PATH, and no others
     #[arg(short, long = "volume", value_name = "SOURCE:PATH[:OPTIONS]")]
     volume: Vec<OsString>,
     /// Mount an empty file system in memory at PATH. OPTIONS, separated by commas: size=SIZE [default: half of the memory],

@@ -14,11 +14,11 @@ use std::{
 };
 use tokio::time::sleep;
 
-/// What a VMM may need beside the memory of its guest.
+/// Memory that a VMM may use beside that of its guest, in MiB.
 const OVERHEAD_MIB: u64 = 96;
-/// What metadata of its disk may take on the host.
+/// Space on the host that metadata of a disk may take, in MiB.
 const DISK_OVERHEAD_MIB: u64 = 32;
-/// In which another sandbox answers, whatever a hostile one does.
+/// Maximum time in which another sandbox has to answer during an attack.
 const OTHERS_ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Looks everywhere in the guest for a file of the host.
@@ -90,7 +90,7 @@ pub(super) async fn fork_bomb(rig: &Rig) -> Result<String, Fault> {
     .await
 }
 
-/// Takes all memory that there is.
+/// Allocates memory until the guest has none left.
 pub(super) async fn memory(rig: &Rig) -> Result<String, Fault> {
     beside_another(rig, async |sandbox| {
         let (code, _) = ended(sandbox, r#"python3 -c 'a = [b"x" * (1 << 20) for _ in range(1 << 20)]'"#).await?;

@@ -53,11 +53,11 @@ pub(crate) async fn run(bundle: &Bundle) -> Result<Findings, Failure> {
     trial!("reset", uses::reset(&rig));
     trial!("pause and resume", uses::pause(&rig));
     trial!("files of the host", attacks::files(&rig));
-    trial!("the host's network", attacks::network(&rig));
+    trial!("network of the host", attacks::network(&rig));
     trial!("fork bomb", attacks::fork_bomb(&rig));
-    trial!("all memory", attacks::memory(&rig));
-    trial!("a full disk", attacks::disk(&rig));
-    trial!("power off from inside", attacks::power_off(&rig));
+    trial!("memory exhaustion", attacks::memory(&rig));
+    trial!("full disk", attacks::disk(&rig));
+    trial!("power off by the guest", attacks::power_off(&rig));
     trial!("nothing left behind", rig.close());
     let passed = trials.iter().all(|trial| trial.passed);
     Ok(Findings { passed, trials })

@@ -1,4 +1,4 @@
-//! What all trials share: a home that exists only meanwhile, and programs that run in its sandboxes.
+//! What all trials share: a temporary home, and programs that run in its sandboxes. May not use any other home.
 
 use crate::failure::Failure;
 use sandboxvm_images::{bundle::Bundle, template::DiskSize};
@@ -13,8 +13,8 @@ use tokio::time::timeout;
 pub(super) const MEMORY_MIB: u64 = 128;
 /// Size of their disks, in MiB.
 pub(super) const DISK_MIB: u64 = 64;
-/// What one program in a guest may take at most. Where the guest's kernel is interpreted, one that uses all memory takes a
-/// minute.
+/// Maximum time for one program in a guest. Where the guest's kernel is interpreted, a program that uses all memory
+/// takes a minute.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Why a trial failed.

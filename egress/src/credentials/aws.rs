@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_no_access_key_are_rejected() {
+    fn lines_that_are_not_an_access_key_are_rejected() {
         for lines in ["a\nb\nc\nd", "a b\nc", "a\n", "\nb", "a\nb\n", "a\nb\r", "a\nb c"] {
             let mut settings = settings();
             settings.secrets[0].value = Ok(lines.to_owned());

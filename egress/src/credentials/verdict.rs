@@ -1,4 +1,4 @@
-//! What a request is judged by, and why one is not forwarded.
+//! The target by which a request is judged, and why one is rejected. Data only: other modules decide.
 
 use hyper::StatusCode;
 use sandboxvm_egress_policy::name::DomainName;

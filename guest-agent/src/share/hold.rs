@@ -12,10 +12,10 @@ use sandboxvm_protocol::agent::share::HELD;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// Delay before requests continue after the host left without a word. In a machine whose memory is a copy, all
-/// connections have ended.
+/// Delay before requests continue after the host closed the connection without releasing the share. In a machine whose
+/// memory is a copy, all connections have ended.
 const LEFT: Duration = Duration::from_millis(200);
-/// Interval at which is looked whether the end of the share's connection was noticed.
+/// Interval at which this thread checks whether the relay has noticed the end of the share's connection.
 const POLL: Duration = Duration::from_millis(10);
 /// Delay after a connection could not be accepted, as for lack of memory.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -31,8 +31,8 @@ pub(super) fn hold_on_request(endpoints: &Endpoints, shared: &Shared) {
 }
 
 fn hold(host: &OwnedFd, endpoints: &Endpoints, shared: &Shared) {
-    // Otherwise a copy would write it again later, over what the file has by then. Best effort: a file that is not
-    // reached any more is not written by a copy either.
+    // Without this, a copy would write the same data again later, over the newer content of the file. Errors are
+    // ignored: a file that cannot be reached any more is not written by a copy either.
     if let Ok(mount) = open(endpoints.path.as_slice(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         let _ = syncfs(mount);
     }

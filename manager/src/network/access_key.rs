@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_no_access_key_are_rejected() {
+    fn values_that_are_not_an_access_key_are_rejected() {
         assert_eq!(value_problem("AKID\nsecret"), None);
         for value in ["AKID", "AKID\n", "AKID\nsecret\n", "A-B\nsecret", "AKID\nse cret", "a\nb\nc\nd"] {
             assert!(value_problem(value).is_some(), "{value:?}");

@@ -71,6 +71,8 @@ impl RegistryReach for DownloadReach {
         let decision = match (policy.begun(&flow, &pinned), pinned.first()) {
             // This process sends the name that it resolved.
             (Decision::Inspect, Some(name)) => policy.named(&flow, &pinned, &Shown::Name(name.clone())),
+            // An address in a URL hides no name.
+            (Decision::Inspect, None) => policy.named(&flow, &[], &Shown::Nameless),
             (decision, _) => decision,
         };
         matches!(decision, Decision::Allow(_))

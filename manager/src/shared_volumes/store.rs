@@ -15,10 +15,17 @@ use std::{
 const UNFINISHED: &str = ".new-";
 /// Prefix of the name of a directory that is being removed.
 const REMOVED: &str = ".gone-";
-/// The first of the users that volumes belong to, of 2^28. No user database has them, and no other part of sandboxvm.
-const FIRST_USER: u32 = 0x7000_0000;
-/// Whose volumes are where a container has no such users. Volumes are then kept apart by mounts alone.
+/// The first of the users that volumes belong to, of 2^27. No user database has them, and no VMM, whose users begin at
+/// 0x70000000.
+const FIRST_USER: u32 = 0x7800_0000;
+const USERS: u32 = 0x07ff_ffff;
+/// The user of volumes in a container that lacks those users. Only mounts keep volumes apart there.
 const NOBODY: u32 = 65_534;
+
+/// Returns the user that a number chooses.
+const fn user_of(number: u32) -> u32 {
+    FIRST_USER | number & USERS
+}
 
 /// Why a volume cannot be made, used or removed.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +55,7 @@ impl Manager {
             DirBuilder::new().mode(0o700).create(&unfinished)?;
             let parts = sandboxvm_share::prepare(&unfinished)?;
             if geteuid().is_root() {
-                let user = FIRST_USER | number & 0x0fff_ffff;
+                let user = user_of(number);
                 let own = |user| {
                     [&unfinished].into_iter().chain(&parts).try_for_each(|path| chown(path, Some(user), Some(user)))
                 };
@@ -113,5 +120,18 @@ impl Manager {
     #[must_use]
     pub fn shared_volume_path(&self, id: &SharedVolumeId) -> PathBuf {
         self.home.shared_volume(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::user_of;
+    use sandboxvm_protocol::vmm::users::is_of_vmm;
+
+    #[test]
+    fn no_volume_has_the_user_of_a_vmm() {
+        for number in [0, 1, 1 << 22, (1 << 22) - 1, 1 << 27, u32::MAX] {
+            assert!(!is_of_vmm(user_of(number)) && user_of(number) < 1 << 31, "{number:#x}");
+        }
     }
 }

@@ -166,7 +166,7 @@ impl SnapshotManifest {
         // what of this host a sandbox can write; for the same reason, live shares are chosen again at each restore.
         let is_of_no_snapshot = |volume: MountedVolume<'_>| !volume.read_only || volume.version.is_none();
         if self.mounts.has_shared_volume() || self.mounts.volumes().any(is_of_no_snapshot) {
-            return Some("it mounts a volume that no snapshot has");
+            return Some("it mounts a volume of the server, or a volume without a version or that can be written");
         }
         None
     }

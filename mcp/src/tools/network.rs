@@ -305,9 +305,13 @@ mod tests {
         Permitted { reach, allow, resolvers: false, proxies: false, limits: EgressLimits::default() }
     }
 
-    fn spec(json: serde_json::Value, permitted: &Permitted) -> Result<Option<NetworkSpec>, String> {
+    fn spec(
+        json: serde_json::Value,
+        permitted: &Permitted,
+        secrets: &[SecretSpec],
+    ) -> Result<Option<NetworkSpec>, String> {
         let arguments: NetworkArguments = serde_json::from_value(json).unwrap();
-        arguments.spec(permitted, &secrets()).map_err(|error| error.to_string())
+        arguments.spec(permitted, secrets).map_err(|error| error.to_string())
     }
 
     fn secrets() -> Vec<SecretSpec> {
@@ -320,7 +324,7 @@ mod tests {
     #[test]
     fn secrets_are_those_that_the_user_permits_by_their_names() {
         let some = permitted(Reach::Listed, &["*.example"]);
-        let with = |json: serde_json::Value| spec(json, &some);
+        let with = |json: serde_json::Value| spec(json, &some, &secrets());
         let asked = with(serde_json::json!({"allow": ["api.example"], "secrets": ["API_TOKEN"]})).unwrap().unwrap();
         assert_eq!(asked.secrets, secrets());
         assert_eq!(with(serde_json::json!({"allow": ["api.example"]})).unwrap().unwrap().secrets, []);
@@ -348,6 +352,7 @@ mod tests {
 
     #[test]
     fn networks_are_held_to_what_the_user_permits() {
+        let spec = |json: serde_json::Value, permitted: &Permitted| spec(json, permitted, &[]);
         let none = permitted(Reach::Nothing, &[]);
         let some = permitted(Reach::Listed, &["*.example", "host:5432"]);
         let public = permitted(Reach::Public, &[]);

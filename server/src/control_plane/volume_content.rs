@@ -1,6 +1,6 @@
-//! Files of volumes: no API key, since the token of a volume carries the right. The launcher gives a connection to a process
-//! that serves this one request; bodies pass here as they come, in both directions. That process has read what sandboxes
-//! wrote: what it says is bounded, and its bytes are only passed on.
+//! Files of volumes: the token of a volume carries the right, without an API key. The launcher gives a connection to a
+//! process that serves this one request; bodies pass here in both directions as they arrive. That process has read what
+//! sandboxes wrote: its answers are bounded, and its bytes are passed on without a look at them.
 
 use super::error::ApiError;
 use crate::{

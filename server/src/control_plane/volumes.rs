@@ -1,4 +1,4 @@
-//! Volumes: making, finding, listing and removing them.
+//! Requests about volumes: create, list, show and remove. Decides nothing: the launcher does.
 
 use super::{admission::Caller, error::ApiError};
 use crate::{app::SharedApp, channel::request::Operation};

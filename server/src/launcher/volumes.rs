@@ -1,5 +1,6 @@
-//! Volumes of keys as clients see them, and the right to the files of one volume. The files themselves pass between the front
-//! and a confined process: the launcher starts that with one request, and hands the connection over.
+//! Volumes of keys as clients see them, and the right to the files of one volume. Never reads the files: they pass
+//! between the front and a confined process, which the launcher starts with one request. The launcher hands
+//! its connection over.
 
 use super::{Launcher, operations::value};
 use crate::{
@@ -36,7 +37,7 @@ impl Launcher {
     }
 
     fn with_token(&self, key: &Key, volume: &VolumeRecord) -> Value {
-        // Who has it changes files, which a key that only looks may not. Clients expect a token.
+        // The token permits changes of files, which a read-only key may not make. Clients expect the field.
         let token = if key.limits.read_only { String::new() } else { self.credentials.tokens.of_volume(&volume.id) };
         json!({ "volumeID": volume.id.as_str(), "name": volume.name.as_str(), "token": token })
     }
@@ -46,7 +47,7 @@ impl Launcher {
         let denied = || Failure::new(Why::Unauthorized, "the token of the volume is not valid");
         let ContentClaim { id, token, request } = claim;
         let id = SharedVolumeId::try_from(id).map_err(|_| denied())?;
-        // Before it is looked up: who has no token does not learn which volumes there are.
+        // Before the volume is looked up: a client without its token does not learn whether it exists.
         if token.len() > MAX_TOKEN || !self.credentials.tokens.opens_volume(&id, token.as_bytes()) {
             return Err(denied());
         }

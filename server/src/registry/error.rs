@@ -23,9 +23,7 @@ pub(crate) enum RegistryError {
     #[error("cannot snapshot sandbox {0}: its guest does not write its data to disk")]
     Unwritten(String),
     /// Its volumes may change while its memory is on disk.
-    #[error(
-        "sandbox {0} has volumes, so it can be paused without memory only, and neither copied nor made a snapshot of"
-    )]
+    #[error("sandbox {0} has volumes: it can be paused only without memory, and cannot be forked or snapshotted")]
     HasVolumes(String),
     /// Its volumes.
     #[error(transparent)]

@@ -1,4 +1,5 @@
-//! Volumes of the sandboxes of this server: mounting them, and removing those that no sandbox has.
+//! Volumes of the sandboxes of this server: mounts them, and removes volumes that no sandbox has. May not open a file
+//! of a volume.
 
 use super::{entry::Entry, error::RegistryError, record::OnTimeout, state::Registry};
 use crate::{
@@ -27,7 +28,7 @@ impl Registry {
     ) -> Result<NewMounts, RegistryError> {
         if !wanted.is_empty() && on_timeout == OnTimeout::Pause {
             return Err(RegistryError::Invalid(
-                "autoPause: a sandbox with volumes can be paused without memory only; use the mode filesystem"
+                "autoPause: a sandbox with volumes can be paused only without memory; use the mode filesystem"
                     .to_owned(),
             ));
         }
@@ -72,8 +73,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Removes files of volumes that were removed, and directories without a record: on another thread, since that can take
-    /// long.
+    /// Removes the files of removed volumes and of directories without a record. Uses another thread, since that can
+    /// take long.
     pub(crate) fn sweep_volumes(&self) {
         let (manager, program) = (self.manager.clone(), self.bundle.share.clone());
         // The process that removes files ends with the thread that started it.

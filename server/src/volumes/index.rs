@@ -1,5 +1,5 @@
-//! The volumes that there are, and their records on disk. A record is written after the directory of its volume was made, and
-//! removed before that.
+//! The index of volumes, and their records on disk. A record is written after the directory of its volume was made, and
+//! removed before the directory is.
 
 use super::{
     VolumeLimits,

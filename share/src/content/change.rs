@@ -32,7 +32,7 @@ impl SetOwner {
         match self.mode {
             Some(mode) if mode & !PERMISSIONS != 0 => Err(failure(
                 Why::Invalid,
-                format!("invalid mode {mode:o}: must be permissions, and no setuid or setgid bit"),
+                format!("invalid mode {mode:o}: must be permission bits without setuid and setgid"),
             )),
             _ => Ok(self),
         }

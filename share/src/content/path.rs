@@ -43,7 +43,7 @@ impl VolumePath {
         }
         for name in &names {
             // Also `..`: a path of a volume does not lead up.
-            Name::new(name.as_bytes()).map_err(|_| invalid("a name is \"..\", too long or has a NUL"))?;
+            Name::new(name.as_bytes()).map_err(|_| invalid("a name is \"..\", over 255 bytes, or contains NUL"))?;
         }
         Ok(Self(names.into_iter().map(|name| name.as_bytes().to_vec()).collect()))
     }

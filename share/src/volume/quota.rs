@@ -1,5 +1,5 @@
 //! How much a volume may contain, and every change that counts: names that appear and disappear, and sizes of
-//! files. May be passed by no change of a volume.
+//! files. No change of a volume may bypass it.
 //!
 //! What counts is the size of a file, in whole pages, and a page for each name. It is at least what a file takes
 //! on the disk, also if it is sparse, and does not depend on the file system of the host.

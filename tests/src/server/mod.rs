@@ -87,6 +87,14 @@ impl Server {
         Self::begin(home, without_groups(&home.artefacts().program), config, &[])
     }
 
+    /// As [`Self::start`], but another program starts it, with these arguments before its own.
+    #[must_use]
+    pub fn start_under(home: &Home, config: &str, program: &str, arguments: &[String]) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).arg(&home.artefacts().program);
+        Self::begin(home, command, config, &[])
+    }
+
     /// As [`Self::start`], with more flags.
     #[must_use]
     pub fn start_with(home: &Home, config: &str, flags: &[&str]) -> Self {

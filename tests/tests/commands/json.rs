@@ -34,7 +34,7 @@ const LISTINGS: [(&str, &[&str], &[&str]); 16] = [
     ("image inspect", &["image-inspect.json"], &[]),
     ("changes", &["changes.json"], &[]),
     ("prune", &["prune.json", "prune-of-stuck.json"], &[]),
-    ("doctor", &["doctor.json", "doctor-of-unusable.json"], &[]),
+    ("doctor", &["doctor.json", "doctor-of-unusable.json", "doctor-self-test.json"], &[]),
 ];
 
 fn repository(path: &str) -> String {

@@ -1,8 +1,12 @@
 //! The systemd unit of the project: systemd accepts it, it sets the limits that
 //! docs/threat-model.md names, and sandboxes work with the capabilities that it leaves.
 
-use sandboxvm_tests::home::{Home, Sandbox};
-use std::{fs, path::PathBuf, process::Command};
+use sandboxvm_tests::{
+    home::{Home, Sandbox},
+    server::{Server, small_config},
+};
+use serde_json::json;
+use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, process::Command};
 
 /// The highest accepted exposure that `systemd-analyze security` computes, in tenths: 0 is closed,
 /// 100 is open. systemd 252 rates this unit 48, and a unit with hardly any limit 86.
@@ -104,5 +108,13 @@ fn sandboxes_work_with_the_units_capabilities() {
     }
     let _ = sandbox;
     home.remove_snapshots();
+    // Volumes of the server have separate users.
+    let server = Server::start_under(&home, &small_config(), "setpriv", &launcher);
+    let volume = server.ask("POST", "/volumes", Some(&json!({ "name": "data" }))).expect(201).json();
+    let id = volume["volumeID"].as_str().expect("a volume has an ID");
+    let owner = fs::metadata(home.path().join("server/volumes").join(id)).expect("it is there").uid();
+    assert!(owner >= 0x7800_0000, "{owner:#x}");
+    let _ = server.ask("DELETE", &format!("/volumes/{id}"), None).expect(204);
+    server.stop();
     home.assert_nothing_left();
 }

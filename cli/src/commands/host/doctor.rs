@@ -33,8 +33,8 @@ const ENOUGH_DISK: u64 = 1024 * MIB;
 /// Check whether this host can run sandboxes, and show what to fix
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// Also use and attack sandboxes in a directory that exists only meanwhile, which takes a few minutes: boot,
-    /// snapshot, fork, reset, and what a hostile guest would do
+    /// Also test sandboxes in a temporary home, which takes a few minutes: boot, snapshot, fork and reset them, and try
+    /// attacks of a hostile guest
     #[arg(long)]
     self_test: bool,
     /// Print JSON

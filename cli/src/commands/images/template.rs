@@ -1,5 +1,6 @@
-//! `template`: what a server offers to its clients, made on this host: an image from a Dockerfile, then a machine of it in which
-//! the start command runs, then a snapshot of that machine. A template is a named snapshot and nothing more.
+//! `template`: makes templates that a server offers to its clients. Builds an image from a Dockerfile, starts the start
+//! command in a machine of it, and takes a snapshot of that machine. May not write anything else: a template is a named
+//! snapshot, and the operator names it in the configuration of the server.
 
 use super::build::{Build, Plain, show};
 use crate::{environment, failure::Failure, options::network::Network, process_io::signals::Signals, runtime, stdio};
@@ -13,6 +14,8 @@ use sandboxvm_oci::config::ImageConfig;
 
 /// What the names of the snapshots of templates begin with.
 const PREFIX: &str = "template-";
+/// Maximum number of characters of the name of a snapshot.
+const MAX_NAME: usize = 63;
 /// The shell with which clients of the server run commands.
 const SHELL: &str = "/bin/bash";
 
@@ -31,13 +34,13 @@ enum TemplateCommand {
 /// Build a template from a Dockerfile: a snapshot of a machine of its image, in which a command runs
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Prints the name of the snapshot, template-NAME, which replaces an earlier one. `serve` offers it once its configuration names it.\n\nExit code: 0; 1 if a step failed; 125 if sandboxvm failed."
+    after_help = "Prints the name of the snapshot, template-NAME, which replaces an earlier one. `serve` offers the template once its configuration names the snapshot.\n\nExit code: 0; 1 if a step failed; 125 if sandboxvm failed."
 )]
 struct TemplateBuild {
-    /// Name of the template
+    /// Name of the template: 1-54 characters from a-z, 0-9 and '-'
     #[arg(long, value_name = "NAME")]
     name: String,
-    /// Command that runs in the template, for /bin/bash. Sandboxes find it running
+    /// Start command, which /bin/bash executes; it is running in each sandbox of the template
     #[arg(long, value_name = "COMMAND")]
     cmd: Option<String>,
     /// Command that succeeds when the template is ready, tried every 2 seconds for 10 minutes [default: sleep 20 with --cmd]
@@ -56,7 +59,13 @@ impl Template {
 
 impl TemplateBuild {
     fn run(&self) -> Result<u8, Failure> {
-        let name = SandboxName::try_from(format!("{PREFIX}{}", self.name))?;
+        let name = SandboxName::try_from(format!("{PREFIX}{}", self.name)).map_err(|_| {
+            let most = MAX_NAME - PREFIX.len();
+            Failure::new(format_args!(
+                "invalid template name {:?}: use 1-{most} characters from a-z, 0-9 and '-'",
+                self.name
+            ))
+        })?;
         let inputs = self.build.inputs()?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;

@@ -1,4 +1,4 @@
-//! Commands that this program and its build run themselves. They are in no help.
+//! Commands that this program, its build and its packages run. The help does not list them.
 
 pub(crate) mod cli_reference;
 pub(crate) mod guard_terminal;

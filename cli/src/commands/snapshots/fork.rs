@@ -29,8 +29,8 @@ pub(crate) struct Fork {
     /// Give the copies the secrets and header rules of the sandbox. Without it, requests of a copy that need them fail
     #[arg(long, help_heading = "Network")]
     with_secrets: bool,
-    /// How the copies have the live shares of a sandbox that can write one. They see the same files: share lets them
-    /// write, ro only read [default: refuse to fork such a sandbox]
+    /// What the copies may do with the live shares of a sandbox that can write one: share lets them write the same
+    /// files, ro lets them only read [default: refuse to fork such a sandbox]
     #[arg(long, value_name = "share|ro", help_heading = "Files", value_parser = shares)]
     share_on_fork: Option<SharesOfCopies>,
     #[command(flatten)]

@@ -38,9 +38,9 @@ pub(crate) struct NetworkOptions {
     add_host: Vec<HostName>,
     /// Let requests to these hosts carry a secret that the guest never sees: the guest's variable NAME has a placeholder,
     /// which becomes the secret in headers of requests over TLS. Its value is that of the variable NAME here, or the content
-    /// of FILE. It allows no host. With aws:env or aws:PROFILE=FILE for NAME, it is an access key of AWS, from the variables
-    /// AWS_... here or the credentials file FILE, and signs the requests that the guest signed with placeholders. Can be
-    /// repeated
+    /// of FILE. It allows no host. aws:env@HOST and aws:PROFILE=FILE@HOST take an access key of AWS from the variables
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN here, or from the credentials file FILE: requests
+    /// that the guest signed with placeholders are signed again with the key. Can be repeated
     #[arg(long, value_name = "NAME[=FILE]@HOST[,HOST]")]
     secret: Vec<String>,
     /// Send every TCP connection of the sandbox through the proxy socks5://[USER[:PASSWORD]@]HOST:PORT, or the same with

@@ -38,7 +38,7 @@ pub enum ForkError {
         /// Path on the host.
         path: PathBuf,
     },
-    /// Their users on the host are of the server, which makes no copies of them.
+    /// The sandbox has a volume of the server, and the server records which sandboxes have one.
     #[error("cannot fork sandbox {0}: it has a volume of the server")]
     SharedVolume(String),
     /// The live shares cannot be held.

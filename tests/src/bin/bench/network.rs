@@ -1,5 +1,5 @@
-//! `bench network`: what a network costs a sandbox, and what passes it, in a network namespace of the
-//! benchmark's own. `scripts/bench` adds the rows of a frame generator in place of a guest
+//! `bench network`: what a network costs a sandbox, and how much it carries, in a separate network
+//! namespace. `scripts/bench` adds the rows of a frame generator in place of a guest
 //! (`egress/benches/cable.rs`), which does not depend on the speed of the guest.
 
 use crate::{
