@@ -6,7 +6,7 @@ use crate::{
     failure::Failure,
     images::{self, RegistryOptions},
     options::{
-        network::{BuildNetwork, Network},
+        network::{Network, Targets},
         supervision,
         values::{disk, memory, vcpus},
     },
@@ -69,7 +69,7 @@ pub(crate) struct Build {
     #[command(flatten)]
     machine: Machine,
     #[command(flatten)]
-    network: BuildNetwork,
+    network: Targets,
     #[command(flatten)]
     registry: RegistryOptions,
 }

@@ -11,12 +11,12 @@ use sandboxvm_manager::{HostName, NetworkOperator, NetworkSpec, Reach, Rule, San
 use secret_values::{proxy, secret};
 use std::{env, net::IpAddr, path::PathBuf};
 
-/// What a sandbox reaches on the network.
+/// What is reached on the network.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Network")]
-pub(crate) struct NetworkOptions {
-    /// What the sandbox reaches: none, what --allow lists, or the public internet. Addresses of the host, its networks,
-    /// private ranges and metadata services are never public [default: allow with --allow, else none]
+pub(crate) struct Targets {
+    /// What is reached: none, what --allow lists, or the public internet. Addresses of the host, its networks, private ranges
+    /// and metadata services are never public [default: allow with --allow, else none]
     #[arg(long, value_enum, value_name = "REACH")]
     net: Option<Net>,
     /// Allow a target: a name, *.NAME, an address, a network, or host:PORT for a service of this host, each except the last
@@ -30,6 +30,14 @@ pub(crate) struct NetworkOptions {
     /// Apply a policy file, with its sets [default: only the sets of ~/.config/sandboxvm/network.toml]
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+}
+
+/// What a sandbox reaches on the network, and how.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct NetworkOptions {
+    #[command(flatten)]
+    targets: Targets,
     /// Resolve names with this resolver instead of the host's; can be repeated (at most 10)
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
     dns: Vec<IpAddr>,
@@ -57,31 +65,11 @@ pub(crate) struct NetworkOptions {
     proxy_password_file: Option<PathBuf>,
 }
 
-/// What the steps of a build reach on the network. Secrets of a build are something else than those of a network, so it has
-/// fewer options.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Network")]
-pub(crate) struct BuildNetwork {
-    /// What steps reach: none, what --allow lists, or the public internet. Addresses of the host, its networks, private ranges
-    /// and metadata services are never public [default: allow with --allow, else none]
-    #[arg(long, value_enum, value_name = "REACH")]
-    net: Option<Net>,
-    /// Allow a target, as for `run`. Can be repeated, or a list with commas
-    #[arg(long, value_name = "RULE", allow_hyphen_values = true)]
-    allow: Vec<String>,
-    /// Deny a target; takes precedence over --allow
-    #[arg(long, value_name = "RULE", allow_hyphen_values = true)]
-    deny: Vec<String>,
-    /// Apply a policy file, with its sets [default: only the sets of ~/.config/sandboxvm/network.toml]
-    #[arg(long, value_name = "FILE")]
-    policy: Option<PathBuf>,
-}
-
-impl BuildNetwork {
-    /// Returns the network of each machine, or `None` for machines without a card.
+impl Targets {
+    /// Returns the network of each machine of a build, or `None` for machines without a card. Secrets of a build are something
+    /// else than those of a network, so it has no other options.
     pub(crate) fn network(&self) -> Result<Option<Network>, Failure> {
-        let Self { net, allow, deny, policy } = self.clone();
-        NetworkOptions { net, allow, deny, policy, ..NetworkOptions::default() }.network()
+        NetworkOptions { targets: self.clone(), ..NetworkOptions::default() }.network()
     }
 }
 
@@ -106,13 +94,13 @@ pub(crate) struct Network {
 impl NetworkOptions {
     /// Returns true if no option is given.
     pub(crate) fn is_empty(&self) -> bool {
-        self.net.is_none() && self.policy.is_none() && !self.extend()
+        self.targets.net.is_none() && self.targets.policy.is_none() && !self.extend()
     }
 
     /// Returns true if an option is given that extends a network.
     fn extend(&self) -> bool {
-        !(self.allow.is_empty()
-            && self.deny.is_empty()
+        !(self.targets.allow.is_empty()
+            && self.targets.deny.is_empty()
             && self.dns.is_empty()
             && self.add_host.is_empty()
             && self.secret.is_empty()
@@ -124,14 +112,14 @@ impl NetworkOptions {
         if self.is_empty() {
             return Ok(None);
         }
-        let files = Files::read(self.policy.as_deref())?;
+        let files = Files::read(self.targets.policy.as_deref())?;
         let Some(spec) = self.combined(&files)? else { return Ok(None) };
         Ok(Some(Network { spec, operator: files.operator }))
     }
 
     /// Returns the network of a sandbox that has a card: `before`, if it is given, with these options added.
     pub(crate) fn changed(&self, before: Option<NetworkSpec>) -> Result<Network, Failure> {
-        let files = Files::read(self.policy.as_deref())?;
+        let files = Files::read(self.targets.policy.as_deref())?;
         let spec = match before {
             Some(before) => self.added_to(before, &files)?,
             None => self.combined(&files)?.unwrap_or_default(),
@@ -140,8 +128,8 @@ impl NetworkOptions {
     }
 
     fn combined(&self, files: &Files) -> Result<Option<NetworkSpec>, Failure> {
-        let base = if self.policy.is_some() { files.policy.network().map_err(refused)? } else { None };
-        let reach = match (self.net, &base) {
+        let base = if self.targets.policy.is_some() { files.policy.network().map_err(refused)? } else { None };
+        let reach = match (self.targets.net, &base) {
             (Some(Net::None), _) if self.extend() => {
                 return Err(Failure::new(
                     "cannot combine --net none with --allow, --deny, --dns, --add-host, --secret or --proxy",
@@ -151,7 +139,7 @@ impl NetworkOptions {
             (Some(Net::Allow), _) => Reach::Listed,
             (Some(Net::Public), _) => Reach::Public,
             (None, Some(base)) => base.reach,
-            (None, None) if !self.allow.is_empty() => Reach::Listed,
+            (None, None) if !self.targets.allow.is_empty() => Reach::Listed,
             (None, None) if self.extend() => {
                 return Err(Failure::new(
                     "cannot use --deny, --dns, --add-host, --secret and --proxy without a network",
@@ -166,13 +154,13 @@ impl NetworkOptions {
     }
 
     fn added_to(&self, mut spec: NetworkSpec, files: &Files) -> Result<NetworkSpec, Failure> {
-        add(&mut spec.allow, files.rules(&self.allow)?);
-        add(&mut spec.deny, files.rules(&self.deny)?);
-        match self.net {
+        add(&mut spec.allow, files.rules(&self.targets.allow)?);
+        add(&mut spec.deny, files.rules(&self.targets.deny)?);
+        match self.targets.net {
             Some(Net::None) => spec.reach = Reach::Nothing,
             Some(Net::Allow) => spec.reach = Reach::Listed,
             Some(Net::Public) => spec.reach = Reach::Public,
-            None if spec.reach == Reach::Nothing && !self.allow.is_empty() => spec.reach = Reach::Listed,
+            None if spec.reach == Reach::Nothing && !self.targets.allow.is_empty() => spec.reach = Reach::Listed,
             None => {}
         }
         if !self.dns.is_empty() {
@@ -245,8 +233,16 @@ mod tests {
         rules.iter().map(ToString::to_string).collect()
     }
 
+    fn targets(allow: &[&str]) -> Targets {
+        Targets { allow: allow.iter().map(|text| (*text).to_owned()).collect(), ..Targets::default() }
+    }
+
+    fn with(targets: Targets) -> NetworkOptions {
+        NetworkOptions { targets, ..NetworkOptions::default() }
+    }
+
     fn options(allow: &[&str]) -> NetworkOptions {
-        NetworkOptions { allow: allow.iter().map(|text| (*text).to_owned()).collect(), ..NetworkOptions::default() }
+        with(targets(allow))
     }
 
     #[test]
@@ -255,28 +251,28 @@ mod tests {
         assert_eq!(spec.reach, Reach::Listed);
         assert_eq!(texts(&spec.allow), ["index.example", "files.example:443", "host:5432"]);
         assert!(spec.deny.is_empty() && spec.dns.is_empty(), "a file that is not named is not applied");
-        let public = NetworkOptions { net: Some(Net::Public), ..options(&[]) };
+        let public = with(Targets { net: Some(Net::Public), ..targets(&[]) });
         assert_eq!(public.combined(&files()).unwrap().unwrap().reach, Reach::Public);
         assert_eq!(options(&[]).combined(&files()).unwrap(), None);
     }
 
     #[test]
     fn named_policy_file_is_applied_and_options_add_to_it() {
-        let named = NetworkOptions { policy: Some("x".into()), ..options(&["git.example:22"]) };
+        let named = with(Targets { policy: Some("x".into()), ..targets(&["git.example:22"]) });
         let spec = named.combined(&files()).unwrap().unwrap();
         let allowed = ["index.example", "files.example:443", "192.0.2.0/24", "git.example:22"];
         assert_eq!((spec.reach, texts(&spec.allow)), (Reach::Listed, allowed.map(str::to_owned).to_vec()));
         assert_eq!((texts(&spec.deny), spec.dns.len(), spec.hosts.len()), (vec!["ads.example".to_owned()], 1, 1));
-        let none = NetworkOptions { net: Some(Net::None), policy: Some("x".into()), ..options(&[]) };
+        let none = with(Targets { net: Some(Net::None), policy: Some("x".into()), ..targets(&[]) });
         assert_eq!(none.combined(&files()).unwrap(), None);
     }
 
     #[test]
     fn options_that_contradict_each_other_are_refused() {
         let refusal = |options: &NetworkOptions| options.combined(&files()).unwrap_err().text().to_owned();
-        let none = NetworkOptions { net: Some(Net::None), ..options(&["a.example"]) };
+        let none = with(Targets { net: Some(Net::None), ..targets(&["a.example"]) });
         assert!(refusal(&none).starts_with("cannot combine --net none"));
-        let deny = NetworkOptions { deny: vec!["a.example".into()], ..options(&[]) };
+        let deny = with(Targets { deny: vec!["a.example".into()], ..targets(&[]) });
         assert!(refusal(&deny).contains("without a network"));
         let secret = NetworkOptions { secret: vec!["API_TOKEN@api.example".into()], ..options(&[]) };
         assert!(refusal(&secret).contains("without a network"));
@@ -292,7 +288,7 @@ mod tests {
         let spec = more.added_to(before, &files()).unwrap();
         assert_eq!(texts(&spec.allow), ["a.example", "b.example"]);
         assert_eq!(spec.hosts[0].address, IpAddr::from([192, 0, 2, 9]));
-        let cut = NetworkOptions { net: Some(Net::None), ..options(&[]) }.added_to(spec, &files()).unwrap();
+        let cut = with(Targets { net: Some(Net::None), ..targets(&[]) }).added_to(spec, &files()).unwrap();
         assert_eq!(cut.reach, Reach::Nothing);
     }
 
