@@ -92,6 +92,8 @@ fn the_package_is_installed_used_upgraded_and_purged_in_a_clean_debian() {
 fn enter(root: &Path) -> String {
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", &format!("{{ {ENTER}\n}} 2>&1"), "sh"]);
+    // Nothing of this host's sandboxvm.
+    unshare.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     let output = unshare.arg(root).stdin(Stdio::null()).output().expect("unshare runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}");
