@@ -127,7 +127,7 @@ async def files_work(tools, sandbox):
     await tools.refused("sandbox_create", "the user permits no network", network={"reach": "public"})
     network = await tools.ok("sandbox_network", sandbox=sandbox)
     assert network == {
-        "reach": "none", "allow": [], "deny": [], "permitted": "the user permits no network", "refused": [],
+        "reach": "none", "allow": [], "deny": [], "permitted": "the user permits no network", "refused": [], "secrets": [],
     }, network
     say("network: none, and none is permitted")
 

@@ -167,7 +167,9 @@ fn listings_name_the_system_call_for_which_a_vmm_was_ended() {
     // Puts the status file of that VMM into the place of this one's.
     let pid = rustix::process::Pid::from_raw(i32::try_from(sandbox.vmm_pid()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    let gone = || (!Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists()).then_some(());
+    // Where no process waits for orphans, it stays as a zombie.
+    let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    let gone = || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")).then_some(());
     assert!(sandboxvm_tests::home::eventually(Duration::from_secs(20), gone).is_some());
     fs::copy(drill.file("status.json"), sandbox.directory().join("status.json")).unwrap();
 

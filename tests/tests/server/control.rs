@@ -240,7 +240,7 @@ fn malformed_requests_are_answered_and_delay_no_others() {
         ("application/json", "{\"templateID\": \"base\", \"network\": {\"allowOut\": [\"a.example\"]}}", 400),
         ("application/json", "{\"templateID\": \"base\", \"network\": {\"denyOut\": [\"a.example\"]}}", 400),
         ("application/json", "{\"templateID\": \"base\", \"network\": {\"denyIn\": [\"0.0.0.0/0\"]}}", 501),
-        ("application/json", "{\"templateID\": \"base\", \"volumeMounts\": [{}]}", 501),
+        ("application/json", "{\"templateID\": \"base\", \"volumeMounts\": [{}]}", 422),
         ("text/plain", "{\"templateID\": \"base\"}", 415),
     ] {
         let answer = post("/v2/sandboxes", kind, body);
