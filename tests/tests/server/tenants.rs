@@ -124,7 +124,7 @@ struct Arsenal {
     snapshot: String,
     /// Its processes write without end, and its server keeps connections.
     busy: Value,
-    /// Its server writes without end. The connections of `busy` would take its places.
+    /// Its server and processes write without end. The connections of `busy` would take their places.
     flooding: Value,
     /// Fills its audit log.
     logger: Value,
@@ -201,7 +201,7 @@ impl Arsenal {
             plane(FLOODS, 4, Then::Read, to(&self.flooding, "8000", "GET", "/").head()),
             // Answers without end, unread and read.
             plane("output that is not read", 8, Then::Wait, run(&self.busy, yes, "y")),
-            plane("floods of output", 2, Then::Read, run(&self.busy, yes, "y")),
+            plane("floods of output", 2, Then::Read, run(&self.flooding, yes, "y")),
         ]
     }
 }
