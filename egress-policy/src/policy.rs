@@ -168,8 +168,11 @@ impl Policy {
             Shown::Nameless => {
                 let denied =
                     address_denies.or_else(|| pinned.iter().find_map(|name| denied_name(&self.deny, flow, name)));
-                let named =
-                    pinned.iter().find_map(|name| by_name(&self.allow, flow, name).filter(|rule| rule.names_port()));
+                // A rule that names no port does not hide one behind it that does.
+                let holds = |rule: &&Rule, name| {
+                    rule.names_port() && rule.covers(flow.protocol, flow.port) && rule.has_name(name)
+                };
+                let named = pinned.iter().find_map(|name| self.allow.iter().find(|rule| holds(rule, name)));
                 self.weigh(address_allows.or(named), denied, Refusal::NamelessProtocol)
             }
             Shown::Hidden => match self.weigh(address_allows, address_denies, Refusal::HiddenName) {

@@ -54,7 +54,15 @@ pub fn serve_http() {
 /// Panics if there is no port.
 #[must_use]
 pub fn serve_dns() -> SocketAddr {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of the namespace");
+    serve_dns_at((Ipv4Addr::LOCALHOST, 0))
+}
+
+/// As [`serve_dns`], at this address.
+///
+/// # Panics
+/// Panics if the port is in use.
+pub fn serve_dns_at(address: (Ipv4Addr, u16)) -> SocketAddr {
+    let socket = UdpSocket::bind(address).expect("a port of the namespace");
     let address = socket.local_addr().expect("an address");
     thread::spawn(move || {
         let mut query = [0; 4096];

@@ -84,6 +84,15 @@ fn protocols_without_names_need_a_rule_that_names_the_port() {
 }
 
 #[test]
+fn a_rule_that_names_the_port_holds_beside_one_that_does_not() {
+    for allow in [["git.example", "git.example:22"], ["*.example", "git.example:22"]] {
+        let policy = listed(&allow, &[]);
+        let flow = tcp("198.51.100.1", 22);
+        assert!(is_allowed(policy.named(&flow, &[name("git.example")], &Shown::Nameless)), "{allow:?}");
+    }
+}
+
+#[test]
 fn udp_to_a_named_host_needs_a_rule_that_says_udp_and_the_port() {
     let pinned = [name("example.com")];
     assert_refused(listed(&["example.com"], &[]).begun(&udp(ADDRESS, 443), &pinned), Refusal::NotAsked);

@@ -24,6 +24,7 @@ from mcp.client.streamable_http import streamable_http_client
 PROGRAM = os.environ["SANDBOXVM"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name.startswith("SANDBOXVM_")}
 TOKEN = "0123456789abcdef0123456789abcdef"
+SECRET = "sk-value-that-no-agent-may-see-4711"
 TOOLS = {
     "file_list", "file_read", "file_write", "sandbox_create", "sandbox_fork", "sandbox_list", "sandbox_network",
     "sandbox_remove", "sandbox_reset", "sandbox_run", "sandbox_snapshot",
@@ -203,10 +204,27 @@ async def refuses_strangers(url):
     say("HTTP: no token, another Host, another Origin are refused")
 
 
+async def secrets_are_asked_for_by_name(tools):
+    asked = {"allow": ["api.example"], "secrets": ["OTHER"]}
+    await tools.refused("sandbox_create", 'no secret "OTHER"', "API_TOKEN for api.example", network=asked)
+    await tools.refused("sandbox_create", "network.secrets", network={"secrets": ["API_TOKEN"]})
+    made = await tools.ok("sandbox_create", memory_mib=128, network={**asked, "secrets": ["API_TOKEN"]})
+    network = await tools.ok("sandbox_network", sandbox=made["id"])
+    assert network["secrets"] == ["API_TOKEN for api.example"], network
+    done = await tools.ok("sandbox_run", sandbox=made["id"], command="env; cat /proc/1/environ")
+    assert "API_TOKEN=sandboxvm-secret-" in done["stdout"], done
+    assert SECRET not in json.dumps([made, network, done])
+    await tools.ok("sandbox_remove", sandbox=made["id"])
+    say("secrets: asked for by name, and a placeholder in the sandbox")
+
+
 async def over_http(foreign):
-    environment = {**os.environ, "SANDBOXVM_MCP_TOKEN": TOKEN}
+    environment = {**os.environ, "SANDBOXVM_MCP_TOKEN": TOKEN, "API_TOKEN": SECRET}
     server = subprocess.Popen(
-        [PROGRAM, "mcp", "--http", "127.0.0.1:0", "--sandbox", "foreign", "--template", "theirs"],
+        [
+            PROGRAM, "mcp", "--http", "127.0.0.1:0", "--sandbox", "foreign", "--template", "theirs",
+            "--allow", "api.example", "--secret", "API_TOKEN@api.example",
+        ],
         env=environment, stderr=subprocess.PIPE, text=True,
     )
     try:
@@ -222,6 +240,7 @@ async def over_http(foreign):
                 assert done["stdout"] == "foreign\n", done
                 await tools.refused("sandbox_remove", "cannot remove", sandbox="foreign")
                 made = await tools.ok("sandbox_create", snapshot="theirs")
+                await secrets_are_asked_for_by_name(tools)
             # Another client of the same server sees the same sandboxes.
             async with Client(streamable_http_client(url, http_client=http), mode="legacy") as client:
                 listed = await Tools(client).ok("sandbox_list")

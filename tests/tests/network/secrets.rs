@@ -1,4 +1,4 @@
-//! A secret that the guest uses and never has.
+//! A secret and an access key of AWS that the guest uses and never has.
 
 use sandboxvm_authority::Authority;
 use sandboxvm_tests::{
@@ -10,6 +10,7 @@ use std::{
     io::{Read, Write},
     net::TcpListener,
     path::Path,
+    process::{Command, Stdio},
     sync::{Arc, mpsc},
     thread,
 };
@@ -21,6 +22,8 @@ use tokio_rustls::rustls::{
 
 const NAME: &str = "api.example";
 const VALUE: &str = "sk-value-that-no-guest-may-see-4711";
+const AWS_ID: &str = "AKIDTRUE";
+const AWS_KEY: &str = "wJalr/key+that-no-guest-may-see-0815";
 
 /// Serves HTTPS for [`NAME`]. The head of each request is sent to the test.
 fn serve_https(root: &Authority) -> mpsc::Receiver<String> {
@@ -52,24 +55,32 @@ fn serve_https(root: &Authority) -> mpsc::Receiver<String> {
     heads
 }
 
-/// Returns the files below `directory` that contain the secret.
+/// Returns the names of the files below `directory` that contain the secret or the key.
 fn files_with_secret(directory: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.extend(files_with_secret(&path));
-        } else if entry.file_type().is_ok_and(|kind| kind.is_file())
-            && fs::read(&path).is_ok_and(|bytes| has_secret(&bytes))
-        {
-            found.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
-        }
-    }
-    found
+    // In a debug build, this would take minutes for the memory of a guest.
+    let grep = ["-rlaF", "-e", VALUE, "-e", AWS_KEY];
+    let found = Command::new("grep").args(grep).arg(directory).output().expect("grep is installed");
+    let code = found.status.code();
+    assert!(matches!(code, Some(0 | 1)), "{}", String::from_utf8_lossy(&found.stderr));
+    let name = |path: &str| Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    String::from_utf8_lossy(&found.stdout).lines().map(name).collect()
 }
 
-fn has_secret(bytes: &[u8]) -> bool {
-    bytes.windows(VALUE.len()).any(|part| part == VALUE.as_bytes())
+fn has_secret(text: &str) -> bool {
+    [VALUE, AWS_KEY].iter().any(|value| text.contains(value))
+}
+
+/// Returns what the verifier says of the signature of a request.
+fn verified(head: &str, key: &str) -> String {
+    let mut verifier = Command::new("python3")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/network/verify_signature.py"))
+        .arg(key)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 is installed");
+    verifier.stdin.take().expect("a pipe").write_all(head.as_bytes()).expect("the verifier reads");
+    String::from_utf8(verifier.wait_with_output().expect("the verifier ends").stdout).expect("text")
 }
 
 #[test]
@@ -90,19 +101,32 @@ fn guest_uses_a_secret_that_is_in_no_file_and_no_output() {
         config.join("root.pem")
     );
     fs::write(config.join("sandboxvm/network.toml"), operator).unwrap();
-    let cli = |arguments: &[&str]| home.cli(arguments).env("XDG_CONFIG_HOME", &config).env("API_TOKEN", VALUE).run();
+    let cli = |arguments: &[&str]| {
+        let command = home.cli(arguments).env("XDG_CONFIG_HOME", &config).env("API_TOKEN", VALUE);
+        command.env("AWS_ACCESS_KEY_ID", AWS_ID).env("AWS_SECRET_ACCESS_KEY", AWS_KEY).run()
+    };
 
-    let secret = "API_TOKEN@api.example";
-    let _ = cli(&["create", "--name", "demo", "-m", SMALL, "--allow", NAME, "--secret", secret]).succeeds();
+    let (secret, key) = ("API_TOKEN@api.example", "aws:env@api.example");
+    let options = ["-m", SMALL, "--allow", NAME, "--secret", secret, "--secret", key];
+    let _ = cli(&[&["create", "--name", "demo"], &options[..]].concat()).succeeds();
     let ask = |header: &str, to: &str| {
         let script = format!("curl -sS --max-time 200 -H \"{header}\" {to} 2>&1; env; cat /proc/1/environ");
         cli(&["exec", "demo", "--", "bash", "-c", &script])
     };
     let answer = ask("Authorization: Bearer $API_TOKEN", "https://api.example/").succeeds().out();
     assert!(answer.starts_with("yes") && answer.contains("API_TOKEN=sandboxvm-secret-"), "{answer}");
-    assert!(!answer.contains(VALUE));
+    assert!(!has_secret(&answer));
     let head = heads.recv().unwrap();
     assert!(head.to_lowercase().contains(&format!("authorization: bearer {VALUE}")), "{head}");
+
+    let sign = "curl -sS --max-time 200 --aws-sigv4 aws:amz:eu-test-1:s3 -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' \
+        --user \"$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY\" -T /etc/hostname 'https://api.example/b/key?x=1&a=%2F'";
+    let signed = cli(&["exec", "demo", "--", "bash", "-c", sign]).succeeds().out();
+    assert_eq!(signed, "yes");
+    let head = heads.recv().unwrap();
+    assert!(head.contains(&format!("Credential={AWS_ID}/")) && !head.contains("sandboxvm-secret-"), "{head}");
+    assert_eq!(verified(&head, AWS_KEY), "valid\n", "{head}");
+    assert_ne!(verified(&head, "another key"), "valid\n", "the verifier accepts everything");
 
     let blocked = ask("X: y", "https://api.example/?key=$API_TOKEN").out();
     assert!(blocked.contains("the URL contains the placeholder of a secret"), "{blocked}");
@@ -119,7 +143,7 @@ fn guest_uses_a_secret_that_is_in_no_file_and_no_output() {
         &["logs", "demo"],
     ] {
         let shown = cli(arguments).out();
-        assert!(!shown.contains(VALUE), "{arguments:?}: {shown}");
+        assert!(!has_secret(&shown), "{arguments:?}: {shown}");
     }
     assert_eq!(files_with_secret(&home.path()), ["network.secrets"]);
     let _ = cli(&["rm", "-f", "demo"]).succeeds();
