@@ -130,6 +130,7 @@ provenance() {
     commit=$(git -C "$repository" rev-parse HEAD)
     # shellcheck disable=SC2154 # of the script that sources this
     for file in "$out"/*; do
+        [[ $file != */provenance.json ]] || continue
         subjects+=("{\"name\": \"$(basename "$file")\", \"digest\": {\"sha256\": \"$(sha256sum <"$file" | cut -d' ' -f1)\"}}")
     done
     cat <<STATEMENT
