@@ -220,6 +220,15 @@ pub const fn unsignable(reason: &'static str) -> Rejected {
     Rejected { status: StatusCode::NOT_IMPLEMENTED, reason, about: About::Nothing }
 }
 
+/// The body that would be signed did not arrive in time.
+pub const fn late() -> Rejected {
+    Rejected {
+        status: StatusCode::REQUEST_TIMEOUT,
+        reason: "the body of a request that is signed with its hash took too long",
+        about: About::Nothing,
+    }
+}
+
 /// Appends a header value without spaces at its ends, and with one in place of several.
 fn trimmed(value: &[u8], text: &mut Vec<u8>) {
     let words = value.split(|byte| *byte == b' ' || *byte == b'\t').filter(|word| !word.is_empty());
