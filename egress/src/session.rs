@@ -18,6 +18,7 @@ use sandboxvm_protocol::egress::{NetworkSettings, Precedence, Reach, SavedPin, T
 use std::{
     net::IpAddr,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -46,8 +47,8 @@ pub struct Session {
     pub counters: TrafficCounters,
     /// What is limited.
     pub rates: Rates,
-    /// One reference for each body that is read to be signed, and one for this.
-    pub hashing: Rc<()>,
+    /// One reference for each body that was read to be signed, until it is sent, and one for this.
+    pub hashing: Arc<()>,
 }
 
 /// Why settings cannot be used.
@@ -89,7 +90,7 @@ impl Session {
             trust: Rc::new(trust),
             records: Records::default(),
             counters: TrafficCounters::default(),
-            hashing: Rc::default(),
+            hashing: Arc::default(),
         }
     }
 

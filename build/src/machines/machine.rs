@@ -60,6 +60,14 @@ impl SandboxMachine {
         self.sandbox().snapshot(name).await.map(drop).map_err(MachineError::new)
     }
 
+    /// Takes a snapshot like [`Self::snapshot`], in place of an earlier one of this name.
+    ///
+    /// # Errors
+    /// Fails if the host does not admit it, or cannot write it.
+    pub async fn replace_snapshot(&mut self, name: SandboxName) -> Done<()> {
+        self.sandbox().replace_snapshot(name).await.map(drop).map_err(MachineError::new)
+    }
+
     /// Makes system calls in the guest. Returns the number of the first error, or 0.
     async fn make_calls(&mut self, calls: &[Call<'_>]) -> Done<u8> {
         let files = self.sandbox().files();

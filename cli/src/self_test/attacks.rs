@@ -56,14 +56,20 @@ pub(super) async fn network(rig: &Rig) -> Result<String, Fault> {
     addresses.extend(own_address().map(|address| address.to_string()));
     let started = rig.start(StartFrom::Ready).await?;
     with(started, async |sandbox| {
+        // The search that finds nothing of the host finds a service that the guest has then.
         let script = format!(
-            "python3 - <<'END'\nimport socket\nfor address in {addresses:?}:\n    try:\n        \
-             socket.create_connection((address, {port}), 2)\n        print(address)\n    except OSError:\n        pass\n\
+            "python3 - <<'END'\nimport socket\ndef search(address, port, found):\n    try:\n        \
+             socket.create_connection((address, port), 2)\n        print(found)\n    except OSError:\n        pass\n\
+             for address in {addresses:?}:\n    search(address, {port}, address)\n\
              for port in ({port}, 22, 1, 1024, 2375):\n    try:\n        s = socket.socket(socket.AF_VSOCK)\n        \
-             s.settimeout(2)\n        s.connect((2, port))\n        print('vsock', port)\n    except OSError:\n        pass\nEND"
+             s.settimeout(2)\n        s.connect((2, port))\n        print('vsock', port)\n    except OSError:\n        pass\n\
+             own = socket.create_server(('127.0.0.1', 0))\nsearch('127.0.0.1', own.getsockname()[1], 'own')\nEND"
         );
         let reached = shell(sandbox, &script).await?;
         let accepted = listener.accept();
+        let Some(reached) = reached.strip_suffix("own") else {
+            return Err(Fault::new(format_args!("the search did not find the guest's own service: {reached:?}")));
+        };
         if !reached.is_empty() || !matches!(&accepted, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
             return Err(Fault::new(format_args!("a guest reached the host: {reached} {accepted:?}")));
         }

@@ -57,10 +57,11 @@ pub enum Payload {
 /// # Errors
 /// When the key is not for this host, or the signature cannot be made again.
 pub(super) fn take(
-    headers: &mut HeaderMap,
+    head: &mut request::Parts,
     target: &Target,
     credentials: &Credentials,
 ) -> Result<Option<Unsigned>, Rejected> {
+    let headers = &mut head.headers;
     let Some(value) = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()) else {
         return Ok(None);
     };
@@ -98,6 +99,9 @@ pub(super) fn take(
     if signed.len() > MAX_SIGNED || !signed.contains("host") {
         return Err(unsignable("the AWS signature does not sign the header Host, or signs too many headers"));
     }
+    if issues_credentials(service, head.uri.query().unwrap_or_default()) {
+        return Err(Rejected::secret(secret, "AWS answers the request with credentials, which the guest may not have"));
+    }
     let (date, region, service) = (date.to_owned(), region.to_owned(), service.to_owned());
     headers.remove(header::AUTHORIZATION);
     // The guest has no token: what it sends is that of another key, or a placeholder.
@@ -105,6 +109,18 @@ pub(super) fn take(
     headers.remove(&TOKEN);
     signed.remove(TOKEN.as_str());
     Ok(Some(Unsigned { secret, date, region, service, headers: signed }))
+}
+
+/// Returns true for requests that every valid key may send, and whose answers are credentials. What the policy of the key
+/// has to allow first (as new keys of IAM) is the owner's to leave out.
+fn issues_credentials(service: &str, query: &str) -> bool {
+    let is_session = |parameter: &str| {
+        let name = parameter.split_once('=').map_or(parameter, |(name, _)| name);
+        decoded(name.as_bytes()).eq_ignore_ascii_case(b"session")
+    };
+    // The second is CreateSession of a directory bucket.
+    service.eq_ignore_ascii_case("sts")
+        || (service.eq_ignore_ascii_case("s3express") && query.split('&').any(is_session))
 }
 
 impl Unsigned {
@@ -218,6 +234,15 @@ const UNUSABLE: Rejected = unsignable("the access key of AWS is not valid in a h
 /// The request cannot be signed, and nothing of it is forwarded.
 pub const fn unsignable(reason: &'static str) -> Rejected {
     Rejected { status: StatusCode::NOT_IMPLEMENTED, reason, about: About::Nothing }
+}
+
+/// The body that would be signed did not arrive in time.
+pub const fn late() -> Rejected {
+    Rejected {
+        status: StatusCode::REQUEST_TIMEOUT,
+        reason: "the body of a request that is signed with its hash took too long",
+        about: About::Nothing,
+    }
 }
 
 /// Appends a header value without spaces at its ends, and with one in place of several.
@@ -423,6 +448,12 @@ mod tests {
         assert!(reason(url, &[], &good.replace("host;", "host;x-gone;")).1.contains("does not have"));
         assert!(reason(url, &[], &good.replace("/20150830/", "/20150831/")).1.contains("x-amz-date"));
         assert!(reason(url, &[], &good.replace("us-east-1/s3", "us-east-1/s3/x")).1.contains("scope"));
+        for (query, service) in [("", "sts"), ("", "STS"), ("?session", "s3express"), ("?a=b&%73ession=", "s3express")]
+        {
+            let authorization = authorization(PLACEHOLDER, service, "host;x-amz-date");
+            let (about, text) = reason(&format!("https://b.s3.example/{query}"), &[], &authorization);
+            assert!(about == About::Secret(0) && text.contains("credentials, which the guest may not have"), "{text}");
+        }
         // A secret that is not an access key does not sign, and one that no process can read does not either.
         let other = good.replace(PLACEHOLDER, OTHER);
         assert_eq!(reason(url, &[], &other), (About::Secret(1), "the secret is not an access key of AWS"));

@@ -57,7 +57,7 @@ pub fn prepare(head: &mut request::Parts, target: &Target, credentials: &Credent
     if let Some(secret) = placeholders.find(head.uri.to_string().as_bytes()) {
         return Err(Rejected::secret(secret, "the URL contains the placeholder of a secret"));
     }
-    let unsigned = aws::take(&mut head.headers, target, credentials)?;
+    let unsigned = aws::take(head, target, credentials)?;
     replace(&mut head.headers, &placeholders, target, credentials)?;
     let upgrades = head.version == Version::HTTP_11 && is_web_socket(&head.headers);
     let waits =

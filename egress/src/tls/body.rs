@@ -3,7 +3,7 @@
 
 use crate::credentials::placeholders::Scan;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::{
     cell::Cell,
@@ -11,6 +11,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,6 +22,9 @@ use tokio::{
 
 /// How long the server is waited for before the client is asked for the body anyway (RFC 9110, 10.1.1).
 const CONTINUE_AFTER: Duration = Duration::from_secs(2);
+
+/// Length of the parts in which a body that was read is passed on, in bytes.
+const PART: usize = 64 * 1024;
 
 /// What was found in a body: the position of a secret. The request is cut off there.
 pub(super) type Found = Rc<Cell<Option<usize>>>;
@@ -37,7 +41,20 @@ enum Content {
     /// On its way from the guest.
     Streamed(Incoming),
     /// It was read, and searched, before the request is forwarded.
-    Whole(Full<Bytes>),
+    Whole(Bytes),
+}
+
+/// The bytes of a body that was read. It counts as long as any part of them is in memory: the connection to the server
+/// keeps them until they are sent.
+struct Counted {
+    bytes: Vec<u8>,
+    _count: Arc<()>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Holds a body back.
@@ -74,21 +91,26 @@ impl Searched {
         Self { body: Content::Streamed(body), scan, found, gate }
     }
 
-    /// Reads the whole body. Returns nothing if it has more than `max` bytes.
+    /// Reads the whole body. Returns nothing if it has more than `max` bytes. `count` lives as long as the bytes.
     ///
     /// # Errors
     /// When the guest does not send it, or it is cut off.
-    pub(super) async fn read(self, max: usize) -> io::Result<Option<Bytes>> {
-        match Limited::new(self, max).collect().await {
-            Ok(collected) => Ok(Some(collected.to_bytes())),
-            Err(error) if error.is::<LengthLimitError>() => Ok(None),
-            Err(error) => Err(io::Error::other(error)),
+    pub(super) async fn read(mut self, max: usize, count: Arc<()>) -> io::Result<Option<Bytes>> {
+        // Copied: many small parts would take more memory than what is in them.
+        let mut bytes = Vec::new();
+        while let Some(frame) = self.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            if data.len() > max - bytes.len() {
+                return Ok(None);
+            }
+            bytes.extend_from_slice(&data);
         }
+        Ok(Some(Bytes::from_owner(Counted { bytes, _count: count })))
     }
 
     /// Returns the same body after [`Self::read`].
     pub(super) fn whole(bytes: Bytes, scan: Scan, found: Found) -> Self {
-        Self { body: Content::Whole(Full::new(bytes)), scan, found, gate: Gate::Open }
+        Self { body: Content::Whole(bytes), scan, found, gate: Gate::Open }
     }
 
     fn search(&mut self, frame: &Frame<Bytes>) -> io::Result<()> {
@@ -116,8 +138,10 @@ impl Body for Searched {
         ready!(self.gate.poll(context));
         let body = match &mut self.body {
             Content::Streamed(body) => body,
+            Content::Whole(body) if body.is_empty() => return Poll::Ready(None),
             Content::Whole(body) => {
-                return Pin::new(body).poll_frame(context).map_err(|never| match never {});
+                let part = body.split_to(PART.min(body.len()));
+                return Poll::Ready(Some(Ok(Frame::data(part))));
             }
         };
         let Some(frame) = ready!(Pin::new(body).poll_frame(context)) else { return Poll::Ready(None) };
@@ -129,14 +153,14 @@ impl Body for Searched {
     fn is_end_stream(&self) -> bool {
         match &self.body {
             Content::Streamed(body) => body.is_end_stream(),
-            Content::Whole(body) => body.is_end_stream(),
+            Content::Whole(body) => body.is_empty(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.body {
             Content::Streamed(body) => body.size_hint(),
-            Content::Whole(body) => body.size_hint(),
+            Content::Whole(body) => SizeHint::with_exact(body.len() as u64),
         }
     }
 }

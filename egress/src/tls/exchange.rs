@@ -23,8 +23,10 @@ use sandboxvm_protocol::egress::{BlockedSecret, FlowEnd, FlowRecord, Transport};
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    sync::Mutex,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
+use tokio::time::timeout;
 
 /// Maximum length of a name that is recorded.
 const MAX_NAME: usize = 255;
@@ -32,8 +34,11 @@ const MAX_NAME: usize = 255;
 /// Maximum length of a body that is read as a whole because its signature has its hash.
 const MAX_HASHED: usize = 8 << 20;
 
-/// Maximum number of such bodies that a sandbox may have under way.
+/// Maximum number of such bodies of a sandbox that are in memory at the same time.
 const MAX_HASHING: usize = 4;
+
+/// Maximum time in which such a body has to arrive.
+const READ_WITHIN: Duration = Duration::from_secs(60);
 
 /// The body of an answer.
 pub(super) type Answer = Response<UnsyncBoxBody<Bytes, hyper::Error>>;
@@ -109,14 +114,17 @@ impl Exchange {
             return Ok(Bytes::new());
         }
         let refuse = |reason| reject(aws::unsignable(reason));
-        let hashing = Rc::clone(&self.session.borrow().hashing);
+        let hashing = Arc::clone(&self.session.borrow().hashing);
         // This and the session have one each.
-        if Rc::strong_count(&hashing) > MAX_HASHING + 1 {
+        if Arc::strong_count(&hashing) > MAX_HASHING + 1 {
             return Err(refuse("too many requests with bodies are signed at the same time"));
         }
         let found = Found::default();
         let searched = Searched::new(body, Scan::new(credentials.placeholders()), Rc::clone(&found), Gate::Open);
-        match searched.read(MAX_HASHED).await {
+        let Ok(read) = timeout(READ_WITHIN, searched.read(MAX_HASHED, hashing)).await else {
+            return Err(reject(aws::late()));
+        };
+        match read {
             Ok(Some(body)) => Ok(body),
             Ok(None) => Err(refuse("the body of a request that is signed with its hash is longer than 8 MiB")),
             Err(_) => {

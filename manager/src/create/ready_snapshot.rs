@@ -208,7 +208,7 @@ async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) ->
         warm_up::up(&started.sandbox().directory).await?;
         let sandbox = started.sandbox();
         let change = sandbox.change().await?;
-        taking::take(&change, None, &path(home, key)).await?;
+        taking::take(&change, None, &path(home, key), taking::Earlier::Stays).await?;
         Ok(())
     }
     .await;

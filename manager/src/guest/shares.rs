@@ -77,7 +77,9 @@ async fn hold(directory: &SandboxDirectory, share: Share<'_>) -> Result<Option<U
     };
     match timeout(HELD_WITHIN, holding).await {
         Ok(Ok(stream)) => Ok(stream),
-        // It is not mounted yet, or its relay was killed: then the guest has nothing of it that could be kept.
+        // It is not mounted yet, or its relay was killed: then the guest has nothing of it that could be kept. It is
+        // not an agent that cannot hold shares: agents before wire 8 mount none, and those of wire 8 listen here as
+        // long as they relay one.
         Ok(Err(AgentError::NotListening)) => Ok(None),
         Ok(Err(error)) if error.is_disconnect() => Ok(None),
         Ok(Err(_)) | Err(_) => Err(HoldError::Late { at: share.at.clone() }),

@@ -138,6 +138,13 @@ impl SandboxDirectory {
         Ok(())
     }
 
+    /// Exchanges the directory with the one at `path` in one step. Returns where the other one is then.
+    pub(crate) fn exchange_with(&mut self, path: PathBuf) -> Result<PathBuf> {
+        rustix::fs::renameat_with(CWD, &self.path, CWD, &path, rustix::fs::RenameFlags::EXCHANGE)
+            .map_err(|e| DirectoryError::new("move into place", &path, e))?;
+        Ok(std::mem::replace(&mut self.path, path))
+    }
+
     /// Claims the directory for the maker or owner of the sandbox, as long as this value lives.
     /// Sweeps do not modify claimed directories. Returns false if another process has claimed it.
     pub(crate) fn try_claim(&self) -> Result<bool> {
@@ -265,6 +272,20 @@ mod tests {
         assert_eq!(dir.read("file", 10).unwrap(), b"0123456789");
         assert!(dir.read("file", 9).unwrap_err().to_string().contains("longer than 9"));
         assert!(dir.write_new("file", b"").is_err());
+    }
+
+    #[test]
+    fn directories_change_places_with_their_files() {
+        let home = tempfile::tempdir().unwrap();
+        let [new, old] = ["new", "old"].map(|name| home.path().join(name));
+        let mut dir = SandboxDirectory::create(new.clone()).unwrap();
+        dir.write_new("file", b"new").unwrap();
+        assert!(dir.exchange_with(old.clone()).is_err() && dir.path() == new, "there is nothing to exchange it with");
+        SandboxDirectory::create(old.clone()).unwrap().write_new("file", b"old").unwrap();
+        assert!(dir.rename_to(old.clone()).unwrap_err().is_already_there());
+        assert_eq!(dir.exchange_with(old.clone()).unwrap(), new);
+        let read = |path| SandboxDirectory::open(path).unwrap().read("file", 9).unwrap();
+        assert_eq!((dir.path(), read(old.clone()), read(new)), (old.as_path(), b"new".to_vec(), b"old".to_vec()));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use super::{
     spec::{NetworkSpec, NetworkSpecError},
 };
 use ipnet::IpNet;
+use rustix::io::Errno;
 use sandboxvm_egress_policy::{
     floor::Floor,
     name::DomainName,
@@ -15,7 +16,10 @@ use sandboxvm_egress_policy::{
 };
 use sandboxvm_oci::registry::Reach as RegistryReach;
 use sandboxvm_protocol::egress::{Precedence, Reach};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener},
+};
 
 /// What a network permits downloads from.
 #[derive(Debug)]
@@ -79,11 +83,21 @@ impl RegistryReach for DownloadReach {
     }
 }
 
-/// Returns true for an address of this host.
+/// Returns true for an address of this host, and for one of which the host does not say so.
 #[must_use]
 pub fn is_of_this_host(address: IpAddr) -> bool {
-    // Only an address of this host can be bound.
-    TcpListener::bind((address, 0)).is_ok()
+    match TcpListener::bind((address, 0)) {
+        // Only an address of this host can be bound.
+        Ok(_) => true,
+        Err(error) => !is_elsewhere(&error),
+    }
+}
+
+/// Returns true if an attempt to bind an address failed because it is not of this host. Any other failure, such as too
+/// many open files, says nothing about the address.
+fn is_elsewhere(error: &io::Error) -> bool {
+    let error = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(error, Some(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT))
 }
 
 #[cfg(test)]
@@ -128,6 +142,18 @@ mod tests {
         assert!(opened.allows("x.example", "10.0.0.7:80".parse().unwrap()));
         assert!(!opened.allows("x.example", "10.0.0.8:80".parse().unwrap()));
         assert!(!opened.allows("x.example", "10.1.0.7:80".parse().unwrap()));
+    }
+
+    #[test]
+    fn addresses_of_which_nothing_is_known_are_of_this_host() {
+        assert!(is_of_this_host("127.0.0.1".parse().unwrap()));
+        assert!(!is_of_this_host("192.0.2.1".parse().unwrap()) && !is_of_this_host("2001:db8::1".parse().unwrap()));
+        for (error, expected) in
+            [(Errno::ADDRNOTAVAIL, true), (Errno::AFNOSUPPORT, true), (Errno::MFILE, false), (Errno::NOBUFS, false)]
+        {
+            assert_eq!(is_elsewhere(&error.into()), expected, "{error}");
+        }
+        assert!(!is_elsewhere(&io::Error::other("unknown")));
     }
 
     #[test]

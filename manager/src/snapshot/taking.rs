@@ -7,7 +7,7 @@ use super::{
     manifest::{FORMAT, MANIFEST, MemoryFile, SnapshotManifest},
     pagemap,
     seal::{Seal, Seals},
-    store::STATE,
+    store::{self, STATE},
 };
 use crate::{
     audit::Event,
@@ -68,6 +68,24 @@ impl Sandbox {
     pub async fn snapshot(&self, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
         Change::begin(self).await?.snapshot(name).await
     }
+
+    /// Takes a snapshot like [`Self::snapshot`], in place of an earlier one of this name, which stays until the new one
+    /// is complete.
+    ///
+    /// # Errors
+    /// Every [`SnapshotError`] but [`SnapshotError::Taken`].
+    pub async fn replace_snapshot(&self, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
+        Change::begin(self).await?.take_named(name, Earlier::Replaced).await
+    }
+}
+
+/// What becomes of an earlier snapshot of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Earlier {
+    /// It stays, and there is no new one.
+    Stays,
+    /// The new one takes its place.
+    Replaced,
 }
 
 impl Change<'_> {
@@ -76,9 +94,13 @@ impl Change<'_> {
     /// # Errors
     /// Every [`SnapshotError`].
     pub async fn snapshot(&self, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
+        self.take_named(name, Earlier::Stays).await
+    }
+
+    async fn take_named(&self, name: SandboxName, earlier: Earlier) -> Result<SnapshotTaken, SnapshotError> {
         // A caller that only took the lock does not keep the idle rule from pausing the sandbox.
         let _in_use = InUse::begin(&self.sandbox().directory).await?;
-        let taken = take_named(self, name.clone()).await?;
+        let taken = take_named(self, name.clone(), earlier).await?;
         self.sandbox().trail().note(Event::SnapshotCreated { snapshot: name });
         Ok(taken)
     }
@@ -93,7 +115,11 @@ impl Manager {
 }
 
 /// Takes a named snapshot if the file system of the home has room for all memory of the sandbox.
-pub(crate) async fn take_named(change: &Change<'_>, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
+pub(crate) async fn take_named(
+    change: &Change<'_>,
+    name: SandboxName,
+    earlier: Earlier,
+) -> Result<SnapshotTaken, SnapshotError> {
     let sandbox = change.sandbox();
     if let Some(volume) = sandbox.record.mounts.writable_volume() {
         return Err(SnapshotError::WritableVolume { sandbox: sandbox.label(), volume: volume.clone() });
@@ -102,18 +128,19 @@ pub(crate) async fn take_named(change: &Change<'_>, name: SandboxName) -> Result
         return Err(SnapshotError::SharedVolume(sandbox.label()));
     }
     let destination = sandbox.home.snapshot(&name);
-    if destination.exists() {
+    if earlier == Earlier::Stays && destination.exists() {
         return Err(SnapshotError::Taken(name));
     }
     admission::check_room(&sandbox.home, sandbox.record.memory_bytes.bytes())?;
-    take(change, Some(name), &destination).await
+    take(change, Some(name), &destination, earlier).await
 }
 
-/// Takes a snapshot at `destination`, which must not exist yet.
+/// Takes a snapshot at `destination`.
 pub(crate) fn take<'a>(
     change: &'a Change<'a>,
     name: Option<SandboxName>,
     destination: &'a Path,
+    earlier: Earlier,
 ) -> BoxFuture<'a, Result<SnapshotTaken, SnapshotError>> {
     Box::pin(async move {
         let mut running = change.running().await?;
@@ -137,7 +164,7 @@ pub(crate) fn take<'a>(
         running.lineage.seals.extend(seals);
         let disk = written.disk.iter().cloned().chain([written.top.clone()]).collect();
         running.complete(Files { disk, baseline: Some(written.memory) })?;
-        staged.publish(name, destination)?;
+        staged.publish(name, destination, earlier)?;
         Ok(SnapshotTaken { manifest, report: written.report })
     })
 }
@@ -324,12 +351,18 @@ impl<'a> StagedSnapshot<'a> {
     }
 
     /// Makes the snapshot durable, then moves it to its destination.
-    fn publish(mut self, name: Option<SandboxName>, destination: &Path) -> Result<(), SnapshotError> {
+    fn publish(mut self, name: Option<SandboxName>, destination: &Path, earlier: Earlier) -> Result<(), SnapshotError> {
         let manifest = self.directory.open_file(MANIFEST, OFlags::RDONLY)?;
         manifest.sync_all().map_err(|error| self.directory.error("sync", MANIFEST, error))?;
         self.directory.sync()?;
         match self.directory.rename_to(destination.to_owned()) {
             Ok(()) => self.published = true,
+            Err(error) if error.is_already_there() && earlier == Earlier::Replaced => {
+                let replaced = self.directory.exchange_with(destination.to_owned())?;
+                self.published = true;
+                // The new one is in place; a sweep removes what stays.
+                let _ = store::remove_directory(self.home, replaced);
+            }
             Err(error) if error.is_already_there() && name.is_some() => {
                 return Err(SnapshotError::Taken(name.expect("checked in the pattern")));
             }

@@ -3,7 +3,7 @@
 //! snapshot, and the operator names it in the configuration of the server.
 
 use super::build::{Build, Plain, show};
-use crate::{environment, failure::Failure, options::network::Network, process_io::signals::Signals, runtime, stdio};
+use crate::{failure::Failure, options::network::Network, process_io::signals::Signals, runtime, stdio};
 use clap::{Args, Subcommand};
 use sandboxvm_build::{
     engine::{Disk, Event, Found, Machine, Machines, Process, Progress, Stream},
@@ -95,11 +95,7 @@ impl TemplateBuild {
             )));
         }
         self.begin(&mut machine, &image.config).await?;
-        let manager = environment::manager()?;
-        if manager.has_snapshot(name) {
-            manager.remove_snapshot(name.as_str())?;
-        }
-        machine.snapshot(name.clone()).await?;
+        machine.replace_snapshot(name.clone()).await?;
         machine.finish().await?;
         show(&format!("sandboxvm: {}", configuration(&self.name, name, &image.config)));
         stdio::print(&format!("{name}\n"))?;
