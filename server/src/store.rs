@@ -116,6 +116,19 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
         Ok(all)
     }
 
+    /// The names of all records, also of those that cannot be read.
+    pub(crate) fn names(&self) -> Result<Vec<String>, StoreError> {
+        let list = || {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(&self.directory)? {
+                let name = entry?.file_name().into_string();
+                names.extend(name.ok().and_then(|name| Some(name.strip_suffix(".json")?.to_owned())));
+            }
+            Ok(names)
+        };
+        list().map_err(error("list", &self.directory))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name).with_extension("json")
     }
@@ -158,6 +171,7 @@ fn error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     #[test]
     fn records_are_replaced_listed_and_removed_and_a_damaged_one_stays() {
@@ -167,6 +181,7 @@ mod tests {
         store.put("a", &"2".to_owned()).unwrap();
         fs::write(dir.path().join("x/b.json"), "{").unwrap();
         assert_eq!(store.all().unwrap(), ["2"]);
+        assert_eq!(HashSet::from_iter(store.names().unwrap()), HashSet::from(["a".to_owned(), "b".to_owned()]));
         store.remove("a").unwrap();
         store.remove("a").unwrap();
         assert!(store.all().unwrap().is_empty() && dir.path().join("x/b.json").exists());

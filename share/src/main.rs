@@ -11,6 +11,8 @@ use std::{error::Error, os::unix::net::UnixStream, process::ExitCode};
 
 /// Exit code of failures, as everywhere in sandboxvm.
 const FAILED: u8 = 125;
+/// The argument of a process that removes what is in a volume.
+const REMOVAL: &str = "removal";
 
 fn main() -> ExitCode {
     close_inherited_files();
@@ -36,6 +38,7 @@ fn run() -> Result<(), Box<dyn Error>> {
             let volume = Volume::open(path, limits, boot)?;
             serve(&Server::of_volume(Root::open(&files)?, volume), &stream)?;
         }
+        Serves::Removal => content::clear(path)?,
         Serves::Content(limits) => content::serve(&Volume::open(path, limits, boot)?, &Root::open(&files)?, &stream)?,
     }
     Ok(())
@@ -49,11 +52,16 @@ enum Serves {
     Volume(Limits),
     /// One request of the content API about a volume.
     Content(Limits),
+    /// Removes what is in a volume that was removed.
+    Removal,
 }
 
 /// Reads the argument, as `ro:1000:1000` or `volume:1073741824:10000`.
 fn serves() -> Option<Serves> {
     let argument = std::env::args().nth(1)?;
+    if argument == REMOVAL {
+        return Some(Serves::Removal);
+    }
     let (what, numbers) = argument.split_once(':')?;
     let (first, second) = numbers.split_once(':')?;
     let share = |read_only| {

@@ -202,6 +202,33 @@ fn deep_trees_are_removed_and_names_are_limited() {
     }
     assert!(matches!(home.ask(&make((0..10).map(|name| format!("x{name}/")).collect())), Answer::Json { .. }));
     assert_eq!(home.why(&make("y".into())), Why::NoSpace);
-    assert_eq!(home.ask(&Request::Empty), Answer::Done);
-    assert_eq!(fs::read_dir(home.files()).unwrap().count(), 0);
+}
+
+/// A recursive removal of it ends the program: see the test of the manager.
+#[test]
+fn what_is_in_a_removed_volume_is_removed_however_deep_and_whether_or_not_it_is_complete() {
+    let home = home();
+    fs::write(home.volume.join("nameless/1"), "x").unwrap();
+    fs::write(home.volume.join("usage"), "damaged").unwrap();
+    symlink(home.directory.path(), home.files().join("up")).unwrap();
+    let mut at = rustix::fs::open(home.files(), rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    for _ in 0..6000 {
+        rustix::fs::mkdirat(&at, "d", rustix::fs::Mode::RWXU).unwrap();
+        at = rustix::fs::openat(&at, "d", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    }
+    drop(at);
+    let clear = || {
+        let volume = fs::File::open(&home.volume).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_sandboxvm-share"))
+            .arg("removal")
+            .stdin(Stdio::null())
+            .stdout(volume)
+            .status()
+            .unwrap()
+    };
+    assert!(clear().success());
+    assert_eq!(fs::read_dir(&home.volume).unwrap().count(), 0);
+    assert!(home.directory.path().join("secret").exists());
+    // Again, and where most of it is missing.
+    assert!(clear().success());
 }

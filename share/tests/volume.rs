@@ -231,6 +231,46 @@ fn attacks_on_a_limit_work_without_one() {
     assert!(on_disk(&directory.path().join(FILES)) >= 1 << 20);
 }
 
+/// A handle of a record has no lock, so that a file without a name would not count while it is open.
+#[test]
+fn a_volume_takes_no_record_of_nodes_and_handles() {
+    let directory = volume();
+    let mut share = Guest::with(&directory.path().join(FILES), "rw");
+    share.create(ROOT, "f", libc::O_RDWR, 0o644).unwrap();
+    let record = share.save();
+    let mut of_volume = guest(&directory, 64, 10);
+    for part in &record {
+        assert_eq!(of_volume.ask(RESTORE, 0, part).map(drop), Err(EOPNOTSUPP));
+    }
+    assert_eq!(of_volume.ask(SAVE, 0, &fields![0u32, 0u32, 0u64]).map(drop), Err(EOPNOTSUPP));
+    // The same record is taken by a share.
+    Guest::with(&directory.path().join(FILES), "rw").restore(&record);
+}
+
+/// The number of levels from which on a tree cannot be counted.
+#[test]
+fn a_tree_that_cannot_be_counted_is_full_until_it_is_removed() {
+    let directory = volume();
+    let files = directory.path().join(FILES);
+    let mut at = rustix::fs::open(&files, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    for _ in 0..4097 {
+        rustix::fs::mkdirat(&at, "d", rustix::fs::Mode::RWXU).unwrap();
+        at = rustix::fs::openat(&at, "d", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    }
+    drop(at);
+    // Of a process that was killed while it made a file: it is neither counted nor kept.
+    fs::write(directory.path().join("nameless/new"), "x").unwrap();
+    let mut guest = guest(&directory, 10_000, 10_000);
+    assert_eq!(free(&mut guest), (0, 0));
+    assert_eq!(guest.symlink(ROOT, "s", "target").map(drop), Err(ENOSPC));
+    // One level less can be counted.
+    let moved = files.join("moved");
+    fs::rename(files.join("d/d"), &moved).unwrap();
+    guest.symlink(ROOT, "s", "target").unwrap();
+    assert_eq!(free(&mut guest), (10_000 - 4098, 10_000 - 4098));
+    assert_eq!(fs::read_dir(directory.path().join("nameless")).unwrap().count(), 0);
+}
+
 #[test]
 fn deep_trees_are_counted() {
     let directory = volume();

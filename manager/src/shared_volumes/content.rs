@@ -58,12 +58,12 @@ impl Manager {
     }
 }
 
-/// Removes the files of a volume that was removed.
-pub(super) fn empty(program: &Path, volume: &Path) -> io::Result<()> {
-    let limits = Limits { bytes: 0, names: u64::MAX };
-    let (connection, process) = serve_in(program, open(volume)?, limits, &Request::Empty)?;
-    let words = process.wait()?;
-    drop(connection);
+/// Removes everything in the directory of a volume that was removed.
+pub(super) fn clear(program: &Path, volume: &Path) -> io::Result<()> {
+    let mut command = Command::new(program);
+    command.arg("removal").env_clear().current_dir("/");
+    command.stdin(Stdio::null()).stdout(open(volume)?).stderr(Stdio::piped());
+    let words = ContentProcess(command.spawn()?).wait()?;
     words.map_or(Ok(()), |words| Err(io::Error::other(words)))
 }
 
@@ -86,9 +86,14 @@ fn serve_in(
     let mut command = Command::new(program);
     command.arg(format!("content:{bytes}:{names}")).env_clear().current_dir("/");
     command.stdin(OwnedFd::from(theirs)).stdout(volume).stderr(Stdio::piped());
-    let process = ContentProcess(command.spawn()?);
+    let mut process = command.spawn()?;
     // It fits the buffer of the socket.
-    ours.write_all(&length.to_le_bytes())?;
-    ours.write_all(&json)?;
-    Ok((ours, process))
+    let written = ours.write_all(&length.to_le_bytes()).and_then(|()| ours.write_all(&json));
+    if let Err(error) = written {
+        // It may have ended by itself.
+        let _ = process.kill();
+        process.wait()?;
+        return Err(error);
+    }
+    Ok((ours, ContentProcess(process)))
 }

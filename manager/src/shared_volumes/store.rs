@@ -5,10 +5,11 @@ use super::{SharedVolumeId, content};
 use crate::manager::Manager;
 use rustix::process::geteuid;
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, chown},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 /// Prefix of the name of a directory that is being made.
@@ -21,6 +22,9 @@ const FIRST_USER: u32 = 0x7800_0000;
 const USERS: u32 = 0x07ff_ffff;
 /// The user of volumes in a container that lacks those users. Only mounts keep volumes apart there.
 const NOBODY: u32 = 65_534;
+
+/// Held by a sweep: two of them would move the same directories.
+static SWEEP: Mutex<()> = Mutex::new(());
 
 /// Returns the user that a number chooses.
 const fn user_of(number: u32) -> u32 {
@@ -61,9 +65,13 @@ impl Manager {
                 };
                 own(user).or_else(|_| own(NOBODY))?;
             }
-            fs::rename(&unfinished, self.home.shared_volume(id))
+            File::open(&unfinished)?.sync_all()?;
+            fs::rename(&unfinished, self.home.shared_volume(id))?;
+            // The record of the volume is written afterwards: after a loss of power, it is not without it.
+            File::open(&all)?.sync_all()
         };
         make().map_err(|source| {
+            // No sandbox has written anything there yet.
             let _ = fs::remove_dir_all(&unfinished);
             SharedVolumeError::Io { action: "make", id: id.clone(), source }
         })
@@ -93,25 +101,27 @@ impl Manager {
     }
 
     /// Removes the files of volumes that were removed, by a process of `program`, and of those that were not completed.
-    /// Blocks.
+    /// Blocks. Sandboxes made those files: this process removes empty directories alone.
     ///
     /// # Errors
-    /// When the directory of the volumes cannot be listed.
+    /// When the directory of the volumes cannot be listed, or one of them cannot be removed. The others are, and
+    /// the next sweep tries again.
     pub fn sweep_shared_volumes(&self, program: &Path) -> io::Result<()> {
+        let _only = SWEEP.lock().unwrap_or_else(PoisonError::into_inner);
         let entries = match fs::read_dir(self.home.shared_volumes()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries?,
         };
+        let mut swept = Ok(());
         for entry in entries.flatten() {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
             if name.starts_with(REMOVED) || name.starts_with(UNFINISHED) {
-                // What is not removed now is removed by the next sweep.
-                let _ = content::empty(program, &entry.path());
-                let _ = fs::remove_dir_all(entry.path());
+                let removed = content::clear(program, &entry.path()).and_then(|()| fs::remove_dir(entry.path()));
+                swept = swept.and(removed);
             }
         }
-        Ok(())
+        swept
     }
 }
 
@@ -126,7 +136,34 @@ impl Manager {
 #[cfg(test)]
 mod tests {
     use super::user_of;
+    use crate::{manager::Manager, shared_volumes::SharedVolumeId};
+    use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
     use sandboxvm_protocol::vmm::users::is_of_vmm;
+    use std::{path::Path, process::Command};
+
+    /// A recursive removal of such a tree by this process overflows its stack.
+    #[test]
+    fn a_sweep_does_not_go_into_what_a_sandbox_made() {
+        let home = tempfile::tempdir().unwrap();
+        let manager = Manager::open(home.path()).unwrap();
+        let id = SharedVolumeId::try_from("0123456789".to_owned()).unwrap();
+        manager.create_shared_volume(&id, 1).unwrap();
+        let mut at = open(manager.shared_volume_path(&id).join("files"), OFlags::PATH, Mode::empty()).unwrap();
+        for _ in 0..20_000 {
+            mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = openat(&at, "d", OFlags::PATH, Mode::empty()).unwrap();
+        }
+        manager.remove_shared_volume(&id).unwrap();
+        // The process that removes files fails, as one does that is killed.
+        manager.sweep_shared_volumes(Path::new("/bin/false")).unwrap_err();
+        // A process that claims to have removed them is not believed.
+        manager.sweep_shared_volumes(Path::new("/bin/true")).unwrap_err();
+        let gone = manager.home.shared_volumes().join(".gone-0123456789");
+        assert!(gone.join("files/d").exists());
+        // Neither does this test.
+        assert!(Command::new("rm").arg("-rf").arg(&gone).status().unwrap().success());
+        manager.sweep_shared_volumes(Path::new("/bin/false")).unwrap();
+    }
 
     #[test]
     fn no_volume_has_the_user_of_a_vmm() {

@@ -269,6 +269,15 @@ impl KeyStore {
         Ok(found)
     }
 
+    /// Whether what belongs to this key may be read, or changed, by a token that was given out for it: as long as
+    /// the key is there, has not expired, and, for changes, is not read-only.
+    pub(crate) fn permits(&self, id: &KeyId, is_change: bool, now: SystemTime) -> Result<bool, KeyError> {
+        let now = unix_seconds(now);
+        Ok(self.current()?.iter().any(|key| {
+            key.id == *id && key.expires_at.is_none_or(|expires| now < expires) && !(is_change && key.limits.read_only)
+        }))
+    }
+
     fn secret(&self) -> Result<String, KeyError> {
         Ok(format!("e2b_{}", hex::encode(random::<20>().map_err(|source| self.io(source))?)))
     }
@@ -380,6 +389,14 @@ mod tests {
         assert!(is_valid(now) && is_valid(now + day - Duration::from_secs(2)));
         assert!(!is_valid(now + day) && !is_valid(now + 30 * day));
         assert_eq!(store.list().unwrap()[0].expires_at, Some(unix_seconds(now + day)));
+        let permits = |is_change, at| store.permits(&KeyId(key.id.clone()), is_change, at).unwrap();
+        assert_eq!((permits(true, now), permits(true, now + day), permits(false, now + day)), (true, false, false));
+        let limits = KeyLimits { read_only: true, ..KeyLimits::default() };
+        let looks = KeyId(store.create(WantedKey { limits, ..WantedKey::default() }).unwrap().id);
+        let permits = |is_change| store.permits(&looks, is_change, now).unwrap();
+        assert_eq!((permits(false), permits(true)), (true, false));
+        store.remove(&looks.0).unwrap();
+        assert!(!store.permits(&looks, false, now).unwrap());
     }
 
     #[test]

@@ -33,12 +33,15 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
+    sync::mpsc::{self, Sender},
 };
 
 /// Maximum size of a body that is JSON.
 const MAX_JSON: usize = 64 << 10;
+/// Maximum time of an upload: it takes one of the places for requests about files.
+const UPLOAD: Duration = Duration::from_secs(60 * 60);
 /// Size in bytes of a piece of an answer.
 const PIECE: usize = 64 << 10;
 
@@ -138,17 +141,15 @@ impl Connection {
         };
         let place = app.limits.streams.try_enter(&self.owner, None);
         let place = place.map_err(|full| ApiError::later(full.to_string(), Duration::from_secs(1)))?;
-        let pieces = stream::try_unfold((self.socket, length, place), |(mut socket, left, place)| async move {
-            if left == 0 {
-                return Ok(None);
-            }
-            let mut piece = vec![0; usize::try_from(left).unwrap_or(PIECE).min(PIECE)];
-            let count = socket.read(&mut piece).await?;
-            if count == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-            }
-            piece.truncate(count);
-            Ok(Some((Bytes::from(piece), (socket, left - count as u64, place))))
+        let (sender, receiver) = mpsc::channel(1);
+        let pause = Duration::from_secs(app.config.body_timeout);
+        tokio::spawn(async move {
+            pass_on(self.socket, length, pause, &sender).await;
+            drop(place);
+        });
+        let pieces = stream::unfold(receiver, |mut receiver| async move {
+            let piece: io::Result<Bytes> = receiver.recv().await?;
+            Some((piece, receiver))
         });
         let mut response = Response::new(Body::from_stream(pieces));
         *response.status_mut() = status;
@@ -165,7 +166,8 @@ impl Connection {
         let place = app.limits.streams.try_enter(&self.owner, None);
         let _place = place.map_err(|full| ApiError::later(full.to_string(), Duration::from_secs(1)))?;
         let pause = Duration::from_secs(app.config.body_timeout);
-        let mut body = deadline::body(body, Deadlines { pause, body: None, answer: Duration::MAX }).into_data_stream();
+        let mut body =
+            deadline::body(body, Deadlines { pause, body: Some(UPLOAD), answer: Duration::MAX }).into_data_stream();
         while let Some(piece) = body.next().await {
             // Without an empty piece at the end, nothing is kept.
             let piece = piece.map_err(|error| ApiError::bad(format!("the upload was interrupted: {error}")))?;
@@ -179,6 +181,35 @@ impl Connection {
         }
         let _ = self.socket.write_u32_le(0).await;
         Ok(())
+    }
+}
+
+/// Passes the bytes that a process sends on to a client. A client that takes none for as long as `pause` ends it, and with
+/// it the process: the body of its answer is shorter than it was to be.
+async fn pass_on(mut socket: impl AsyncRead + Unpin, length: u64, pause: Duration, to: &Sender<io::Result<Bytes>>) {
+    let mut left = length;
+    while left > 0 {
+        let mut piece = vec![0; usize::try_from(left).unwrap_or(PIECE).min(PIECE)];
+        // Also where the client goes away while the process reads.
+        let read = tokio::select! {
+            read = socket.read(&mut piece) => read,
+            () = to.closed() => return,
+        };
+        let read = match read {
+            Ok(0) => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+            read => read,
+        };
+        let (piece, is_last) = match read {
+            Ok(count) => {
+                piece.truncate(count);
+                left -= count as u64;
+                (Ok(Bytes::from(piece)), false)
+            }
+            Err(error) => (Err(error), true),
+        };
+        if to.send_timeout(piece, pause).await.is_err() || is_last {
+            return;
+        }
     }
 }
 
@@ -281,4 +312,21 @@ async fn json<T: DeserializeOwned>(app: &SharedApp, body: Body) -> Result<T, Api
     let collected = Limited::new(deadline::body(body, deadlines), MAX_JSON).collect().await;
     let bytes = collected.map_err(|error| ApiError::bad(format!("cannot read the body: {error}")))?.to_bytes();
     serde_json::from_slice(&bytes).map_err(|error| ApiError::bad(format!("invalid body: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_ends_the_process() {
+        let (mut process, socket) = tokio::io::duplex(4 * PIECE);
+        let (sender, mut receiver) = mpsc::channel(1);
+        process.write_all(&[1; 4 * PIECE]).await.unwrap();
+        // The first piece waits in the channel, and the second one for its place.
+        pass_on(socket, 8 * PIECE as u64, Duration::from_secs(30), &sender).await;
+        assert_eq!(receiver.recv().await.unwrap().unwrap().len(), PIECE);
+        // Its connection is closed.
+        assert!(process.write_all(b"more").await.is_err());
+    }
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 use sandboxvm_manager::{ContentLimits, SharedVolumeId};
 use serde_json::{Value, json};
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{os::fd::OwnedFd, sync::Arc, time::SystemTime};
 use tokio::sync::oneshot;
 
 /// Longest a token could be.
@@ -51,9 +51,14 @@ impl Launcher {
         if token.len() > MAX_TOKEN || !self.credentials.tokens.opens_volume(&id, token.as_bytes()) {
             return Err(denied());
         }
-        let volume = self.registry.volumes.get(&id);
-        let VolumeRecord { owner, bytes, names, .. } =
-            volume.ok_or_else(|| Failure::new(Why::NotFound, format!("volume {id} was not found")))?;
+        // A token is valid forever, and the right of the key that it was given to is not.
+        let held = self.registry.volumes.hold_any(&id);
+        let (VolumeRecord { owner, bytes, names, .. }, held) =
+            held.ok_or_else(|| Failure::new(Why::NotFound, format!("volume {id} was not found")))?;
+        let permits = self.credentials.keys.permits(&owner, request.changes(), SystemTime::now());
+        if !permits.map_err(|error| Failure::internal(error.to_string()))? {
+            return Err(denied());
+        }
         let place: Place =
             self.content_places.try_enter(&owner, None).map_err(|full| Failure::new(Why::Quota, full.to_string()))?;
         let (begun, has_begun) = oneshot::channel();
@@ -72,7 +77,8 @@ impl Launcher {
                     }
                 }
             }
-            drop(place);
+            // The volume can be removed from now on.
+            drop((place, held));
         });
         let failed = |error: &dyn std::fmt::Display| Failure::internal(format!("cannot serve the volume: {error}"));
         let connection = has_begun.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;

@@ -7,7 +7,6 @@ use crate::{
     volumes::{HeldVolumes, MountedVolume, VolumeRecord, WantedMount},
 };
 use sandboxvm_manager::{MountPath, MountSource, MountSpec, Mounts, SharedVolumeId};
-use std::collections::HashSet;
 
 /// What a new sandbox mounts.
 #[derive(Debug)]
@@ -87,11 +86,8 @@ impl Registry {
 
     /// Removes what a server that was killed while it made or removed a volume has left.
     pub(super) fn recover_volumes(&self) {
-        let known: HashSet<_> = self.volumes.ids().into_iter().collect();
-        for id in self.manager.shared_volumes().into_iter().filter(|id| !known.contains(id)) {
-            if let Err(error) = self.manager.remove_shared_volume(&id) {
-                tracing::warn!(%error, "cannot remove a volume without a record");
-            }
+        if let Err(error) = self.volumes.remove_unrecorded(&self.manager) {
+            tracing::warn!(%error, "cannot remove the volumes without a record");
         }
         self.sweep_volumes();
     }

@@ -12,7 +12,7 @@ use crate::{
 use sandboxvm_manager::{Manager, SharedVolumeError, SharedVolumeId};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -45,8 +45,8 @@ pub(crate) enum VolumeError {
     Taken(VolumeName),
     #[error("this API key has reached its limit of {0} volumes; delete one first")]
     Quota(u32),
-    /// A sandbox has it, also one that is paused.
-    #[error("volume {0} is in use by a sandbox; kill the sandbox first")]
+    /// A sandbox has it, also one that is paused, or a request about its files is under way.
+    #[error("volume {0} is in use by a sandbox, or by a request about its files; end that first")]
     InUse(VolumeName),
     #[error(transparent)]
     Files(#[from] SharedVolumeError),
@@ -67,7 +67,7 @@ pub(crate) struct VolumeIndex {
 #[derive(Debug, Default)]
 struct State {
     all: BTreeMap<SharedVolumeId, VolumeRecord>,
-    /// How many sandboxes that have no record yet are being made with a volume.
+    /// How many sandboxes that have no record yet are being made with a volume, and requests about its files.
     held: HashMap<SharedVolumeId, usize>,
 }
 
@@ -130,7 +130,12 @@ impl VolumeIndex {
         let (bytes, names) = (self.limits.mib.saturating_mul(MIB), self.limits.names);
         let volume = VolumeRecord { format: FORMAT, id, name, owner: owner.clone(), bytes, names };
         manager.create_shared_volume(&volume.id, number)?;
-        self.store.put_durably(volume.id.as_str(), &volume)?;
+        if let Err(error) = self.store.put_durably(volume.id.as_str(), &volume) {
+            // The error is about the record, and the next server that starts removes what is left here.
+            let _ = self.store.remove(volume.id.as_str());
+            let _ = manager.remove_shared_volume(&volume.id);
+            return Err(error.into());
+        }
         state.all.insert(volume.id.clone(), volume.clone());
         Ok(volume)
     }
@@ -142,8 +147,16 @@ impl VolumeIndex {
         self.get(&known).filter(|volume| volume.owner == *owner).ok_or_else(unknown)
     }
 
-    /// A volume of any key: for a client that has its token.
-    pub(crate) fn get(&self, id: &SharedVolumeId) -> Option<VolumeRecord> {
+    /// A volume of any key, for a client that has its token. It is not removed until the result is dropped.
+    pub(crate) fn hold_any(&self, id: &SharedVolumeId) -> Option<(VolumeRecord, HeldVolumes)> {
+        let mut state = lock(&self.state);
+        let volume = state.all.get(id)?.clone();
+        *state.held.entry(id.clone()).or_default() += 1;
+        let held = HeldVolumes { state: Arc::clone(&self.state), volumes: vec![volume.clone()] };
+        Some((volume, held))
+    }
+
+    fn get(&self, id: &SharedVolumeId) -> Option<VolumeRecord> {
         lock(&self.state).all.get(id).cloned()
     }
 
@@ -169,7 +182,7 @@ impl VolumeIndex {
         Ok(held)
     }
 
-    /// Removes a volume unless a sandbox is being made with it, or `is_used` says that one has it.
+    /// Removes a volume unless it is held, as while a sandbox is being made with it, or `is_used` says that one has it.
     pub(crate) fn remove(
         &self,
         manager: &Manager,
@@ -185,9 +198,12 @@ impl VolumeIndex {
         Ok(manager.remove_shared_volume(&volume.id)?)
     }
 
-    /// Returns the IDs of all volumes.
-    pub(crate) fn ids(&self) -> Vec<SharedVolumeId> {
-        lock(&self.state).all.keys().cloned().collect()
+    /// Removes the volumes without a record, which a server that was killed while it made or removed one has left.
+    /// One whose record cannot be read stays.
+    pub(crate) fn remove_unrecorded(&self, manager: &Manager) -> Result<(), VolumeError> {
+        let recorded: HashSet<String> = self.store.names()?.into_iter().collect();
+        let mut unrecorded = manager.shared_volumes().into_iter().filter(|id| !recorded.contains(id.as_str()));
+        Ok(unrecorded.try_for_each(|id| manager.remove_shared_volume(&id))?)
     }
 }
 
@@ -224,6 +240,21 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_whose_record_cannot_be_read_stays() {
+        let home = tempfile::tempdir().unwrap();
+        let (manager, volumes) = index(home.path());
+        let key = KeyId("1".into());
+        let (kept, lost) =
+            (volumes.create(&manager, &key, None, "a").unwrap(), volumes.create(&manager, &key, None, "b").unwrap());
+        let record = |volume: &VolumeRecord| home.path().join(format!("server/volume-records/{}.json", volume.id));
+        std::fs::write(record(&kept), "{").unwrap();
+        std::fs::remove_file(record(&lost)).unwrap();
+        let (manager, volumes) = index(home.path());
+        volumes.remove_unrecorded(&manager).unwrap();
+        assert!(manager.shared_volume_path(&kept.id).exists() && !manager.shared_volume_path(&lost.id).exists());
+    }
+
+    #[test]
     fn volumes_in_use_are_not_removed() {
         let home = tempfile::tempdir().unwrap();
         let (manager, volumes) = index(home.path());
@@ -234,6 +265,9 @@ mod tests {
         assert!(matches!(volumes.hold(&KeyId("2".into()), &names), Err(VolumeError::Unknown(_))));
         assert!(volumes.hold(&key, &["data".to_owned(), "missing".to_owned()]).is_err());
         let held = volumes.hold(&key, &names).unwrap();
+        assert!(matches!(volumes.remove(&manager, &volume, |_| false), Err(VolumeError::InUse(_))));
+        drop(held);
+        let (_, held) = volumes.hold_any(&volume.id).unwrap();
         assert!(matches!(volumes.remove(&manager, &volume, |_| false), Err(VolumeError::InUse(_))));
         drop(held);
         assert!(matches!(volumes.remove(&manager, &volume, |_| true), Err(VolumeError::InUse(_))));

@@ -122,34 +122,44 @@ pub(super) fn remove(volume: &Volume, root: &Root, path: &VolumePath) -> Result<
     let failed = |errno| path.failed(errno);
     let found = root::find(&*parent, name).map_err(failed)?;
     if kind(&examine(&found).map_err(failed)?) == libc::S_IFDIR {
-        empty(volume, root::open_below(&*parent, name.bytes()).map_err(failed)?).map_err(failed)?;
+        empty_counted(volume, root::open_below(&*parent, name.bytes()).map_err(failed)?).map_err(failed)?;
         unlink(volume, &*parent, name.bytes(), AtFlags::REMOVEDIR).map_err(failed)
     } else {
         unlink(volume, &*parent, name.bytes(), AtFlags::empty()).map_err(failed)
     }
 }
 
-/// Removes all files.
-pub(super) fn empty_root(volume: &Volume, root: &Root) -> Result<(), Failure> {
-    let emptied = root::open_directory(root.file()).and_then(|directory| empty(volume, directory));
-    emptied.map_err(|errno| failure(Why::Internal, format!("cannot remove all files: {errno}")))
+/// Removes everything in the directory of a volume that was removed, also what no volume contains. Nothing counts
+/// there any more.
+pub(super) fn clear(volume: OwnedFd) -> Result<(), Errno> {
+    empty(volume, u64::MAX, &|parent, name, flags| unlinkat(parent, name, flags))
 }
 
 fn unlink(volume: &Volume, parent: impl AsFd, name: &[u8], flags: AtFlags) -> Result<(), Errno> {
     volume.quota.removing(&parent, name, || unlinkat(&parent, name, flags))
 }
 
-/// Removes everything in a directory. Fails if that does not end, because a sandbox fills it meanwhile.
-fn empty(volume: &Volume, top: OwnedFd) -> Result<(), Errno> {
+/// Removes everything in a directory of a volume.
+fn empty_counted(volume: &Volume, top: OwnedFd) -> Result<(), Errno> {
     // Each name is looked at a few times.
     let names = volume.quota.limits().names.max(volume.quota.usage()?.names);
-    let mut left = names.saturating_mul(16).saturating_add(1024);
+    let left = names.saturating_mul(16).saturating_add(1024);
+    empty(top, left, &|parent, name, flags| unlink(volume, parent, name, flags))
+}
+
+/// Removes everything in a directory, each name by `unlink`. Fails after `left` steps, because a sandbox fills it
+/// meanwhile.
+fn empty(
+    top: OwnedFd,
+    mut left: u64,
+    unlink: &impl Fn(&OwnedFd, &[u8], AtFlags) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let mut above: Vec<(OwnedFd, Vec<u8>)> = Vec::new();
     let mut at = top;
     let mut moved = 0_u64;
     loop {
         left = left.checked_sub(1).ok_or(Errno::BUSY)?;
-        match first_directory(volume, &at, &mut left)? {
+        match first_directory(&at, &mut left, unlink)? {
             Some(name) if above.len() < MAX_DEPTH => {
                 let next = root::open_below(&at, &name)?;
                 above.push((std::mem::replace(&mut at, next), name));
@@ -170,7 +180,7 @@ fn empty(volume: &Volume, top: OwnedFd) -> Result<(), Errno> {
             None => match above.pop() {
                 Some((directory, name)) => {
                     at = directory;
-                    match unlink(volume, &at, &name, AtFlags::REMOVEDIR) {
+                    match unlink(&at, &name, AtFlags::REMOVEDIR) {
                         // A sandbox has put something into it: it is found again.
                         Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => {}
                         removed => removed?,
@@ -183,7 +193,11 @@ fn empty(volume: &Volume, top: OwnedFd) -> Result<(), Errno> {
 }
 
 /// Removes everything but directories from a directory, and returns the first of these.
-fn first_directory(volume: &Volume, directory: &OwnedFd, left: &mut u64) -> Result<Option<Vec<u8>>, Errno> {
+fn first_directory(
+    directory: &OwnedFd,
+    left: &mut u64,
+    unlink: &impl Fn(&OwnedFd, &[u8], AtFlags) -> Result<(), Errno>,
+) -> Result<Option<Vec<u8>>, Errno> {
     let directory = root::open_below(directory, b".")?;
     let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
     let mut entries = RawDir::new(&directory, &mut buffer);
@@ -193,7 +207,7 @@ fn first_directory(volume: &Volume, directory: &OwnedFd, left: &mut u64) -> Resu
         *left = left.checked_sub(1).ok_or(Errno::BUSY)?;
         match root::describe(&directory, name) {
             Ok(stat) if kind(&stat) == libc::S_IFDIR => return Ok(Some(name.bytes().to_vec())),
-            Ok(_) => match unlink(volume, &directory, name.bytes(), AtFlags::empty()) {
+            Ok(_) => match unlink(&directory, name.bytes(), AtFlags::empty()) {
                 Err(Errno::NOENT) => {}
                 removed => removed?,
             },

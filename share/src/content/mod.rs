@@ -15,13 +15,14 @@ use crate::{
 use entry::Entry;
 use path::{VolumePath, failure};
 use rustix::{
-    fs::RawDir,
+    fs::{CWD, Mode, OFlags, RawDir, ResolveFlags, openat2},
     io::{Errno, pread, pwrite},
 };
 use std::{
     io::{self, Read, Write},
     mem::MaybeUninit,
     os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
     sync::Arc,
 };
 
@@ -67,6 +68,16 @@ pub fn serve(volume: &Volume, root: &Root, mut stream: &UnixStream) -> Result<()
     Ok(stream.write_all(&json)?)
 }
 
+/// Removes everything in the directory of a volume that was removed. It need not be complete.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn clear(volume: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = openat2(CWD, volume, flags, Mode::empty(), ResolveFlags::empty())?;
+    Ok(change::clear(directory)?)
+}
+
 fn frame(mut stream: &UnixStream, max: usize) -> Result<Vec<u8>, ContentError> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
@@ -102,7 +113,6 @@ fn without_body(volume: &Volume, root: &Root, request: Request) -> Result<Option
             described(&path)
         }
         Request::Remove { path } => change::remove(volume, root, &VolumePath::new(&path)?).map(|()| None),
-        Request::Empty => change::empty_root(volume, root).map(|()| None),
         Request::Read { .. } | Request::Write { .. } => Err(failure(Why::Internal, "the request has a body")),
     }
 }

@@ -59,8 +59,14 @@ pub enum Request {
         /// Its path.
         path: String,
     },
-    /// Removes all files. No client asks for it.
-    Empty,
+}
+
+impl Request {
+    /// Returns true if it changes the volume.
+    #[must_use]
+    pub fn changes(&self) -> bool {
+        !matches!(self, Self::Describe { .. } | Self::List { .. } | Self::Read { .. })
+    }
 }
 
 /// Owner and permissions, where they are stated.

@@ -79,11 +79,20 @@ impl Server {
     }
 
     pub(super) fn set_size(&self, node: u64, handle: Option<u64>, size: u64) -> Result<(), Errno> {
-        let file = match handle {
-            Some(handle) => self.handles().file(handle)?,
-            None => Arc::new(self.reopen(node, OFlags::WRONLY)?),
-        };
-        self.resizing(&file, |_| size, || ftruncate(&file, size))
+        if let Some(handle) = handle {
+            let file = self.handles().file(handle)?;
+            return self.resizing(&file, |_| size, || ftruncate(&file, size));
+        }
+        let file = self.reopen(node, OFlags::WRONLY)?;
+        // Another process of a volume may remove it meanwhile.
+        self.uses(&file)?;
+        let resized = self.resizing(&file, |_| size, || ftruncate(&file, size));
+        if self.is_volume() {
+            let inode = examine(&file)?.stx_ino;
+            drop(file);
+            self.closed(inode);
+        }
+        resized
     }
 
     pub(super) fn set_times(&self, node: u64, handle: Option<u64>, times: Times) -> Result<(), Errno> {

@@ -178,6 +178,8 @@ impl Server {
             O::Access { mask } => self.access(node, mask),
             O::Allocate { handle, offset, length, mode } => self.allocate(handle, offset, length, mode),
             O::Seek { handle, offset, whence } => self.seek(handle, offset, whence),
+            // A volume has no copies, and a file that is opened again would not count as one in use.
+            O::Save(_) | O::Restore(_) if self.is_volume() => Err(Errno::OPNOTSUPP),
             O::Save(cursor) => Ok(self.save(cursor)),
             O::Restore(part) => self.restore(part),
             // Answered before.

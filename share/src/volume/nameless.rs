@@ -15,6 +15,8 @@ use std::{
 };
 
 pub(super) const DIRECTORY: &str = "nameless";
+/// Name of a file that is being made.
+const UNFINISHED: &str = "new";
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
 /// What became of a file.
@@ -53,13 +55,21 @@ impl Nameless {
     pub(super) fn create(&self) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
-        let file = openat2(&self.0, "new", flags, mode, RESOLVE)?;
+        let file = openat2(&self.0, UNFINISHED, flags, mode, RESOLVE)?;
         let made = fstat(&file).and_then(|stat| {
             flock(&file, FlockOperation::NonBlockingLockShared)?;
-            linkat(&self.0, "new", &self.0, stat.st_ino.to_string(), AtFlags::empty())
+            linkat(&self.0, UNFINISHED, &self.0, stat.st_ino.to_string(), AtFlags::empty())
         });
-        unlinkat(&self.0, "new", AtFlags::empty())?;
+        unlinkat(&self.0, UNFINISHED, AtFlags::empty())?;
         made.map(|()| file)
+    }
+
+    /// Removes a file that a process was making when it was killed. Not while another one may be making one.
+    pub(super) fn remove_unfinished(&self) -> Result<(), Errno> {
+        match unlinkat(&self.0, UNFINISHED, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Returns the directory and the name of a file made here.
@@ -107,13 +117,8 @@ impl Nameless {
         let mut entries = RawDir::new(&directory, &mut buffer);
         let mut all = Vec::new();
         while let Some(entry) = entries.next() {
-            match entry?.file_name().to_str().map(str::parse) {
-                Ok(Ok(inode)) => all.push(inode),
-                // Of a process that was killed while it made a file.
-                Ok(Err(_)) => {
-                    let _ = unlinkat(&self.0, "new", AtFlags::empty());
-                }
-                Err(_) => {}
+            if let Ok(Ok(inode)) = entry?.file_name().to_str().map(str::parse) {
+                all.push(inode);
             }
         }
         Ok(all)

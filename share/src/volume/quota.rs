@@ -59,7 +59,7 @@ impl Quota {
         let usage = match held.read()? {
             Recorded::Exact(usage) => usage,
             Recorded::Unknown => {
-                let usage = self.count().unwrap_or(Usage { bytes: u64::MAX, names: u64::MAX });
+                let usage = self.count().unwrap_or(Usage::UNCOUNTED);
                 held.write(usage, false)?;
                 usage
             }
@@ -69,6 +69,7 @@ impl Quota {
 
     /// Counts all files. A tree that cannot be counted is full.
     fn count(&self) -> Result<Usage, Errno> {
+        self.nameless.remove_unfinished()?;
         let named = count(root::open_below(&self.files, b".")?)?;
         let nameless = count(root::open_below(self.nameless.place(0).0, b".")?)?;
         Ok(Usage {
@@ -92,8 +93,7 @@ impl Quota {
         begun.announce(PAGE, 1)?;
         let made = change();
         if made.is_ok() {
-            begun.usage.bytes = begun.usage.bytes.saturating_add(PAGE);
-            begun.usage.names = begun.usage.names.saturating_add(1);
+            begun.usage.add(PAGE, 1);
         }
         begun.end()?;
         made
@@ -113,7 +113,8 @@ impl Quota {
         begun.announce(more, 0)?;
         let made = change();
         let after = size_of(&examine(&file)?);
-        begun.usage.bytes = begun.usage.bytes.saturating_sub(pages(before)).saturating_add(pages(after));
+        begun.usage.subtract(pages(before), 0);
+        begun.usage.add(pages(after), 0);
         begun.end()?;
         made
     }
@@ -191,6 +192,11 @@ impl Change<'_> {
         if !self.has_room(bytes, names) {
             // What is not used any more makes room.
             self.reap_all()?;
+            if self.usage == Usage::UNCOUNTED {
+                // Enough may have been removed since.
+                self.usage = self.quota.count().unwrap_or(Usage::UNCOUNTED);
+                self.held.write(self.usage, false)?;
+            }
             if !self.has_room(bytes, names) {
                 return Err(Errno::NOSPC);
             }
@@ -235,8 +241,7 @@ impl Change<'_> {
     }
 
     fn lose(&mut self, size: u64) {
-        self.usage.bytes = self.usage.bytes.saturating_sub(charge(size));
-        self.usage.names = self.usage.names.saturating_sub(1);
+        self.usage.subtract(charge(size), 1);
     }
 
     fn reap(mut self, inode: u64) -> Result<(), Errno> {

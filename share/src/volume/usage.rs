@@ -27,6 +27,23 @@ pub(crate) struct Usage {
     pub(crate) names: u64,
 }
 
+impl Usage {
+    /// Of files that cannot be counted. There is no room beside them, and changes do not alter that.
+    pub(super) const UNCOUNTED: Self = Self { bytes: u64::MAX, names: u64::MAX };
+
+    pub(super) fn add(&mut self, bytes: u64, names: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.names = self.names.saturating_add(names);
+    }
+
+    pub(super) fn subtract(&mut self, bytes: u64, names: u64) {
+        if *self != Self::UNCOUNTED {
+            self.bytes = self.bytes.saturating_sub(bytes);
+            self.names = self.names.saturating_sub(names);
+        }
+    }
+}
+
 /// What the file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recorded {
