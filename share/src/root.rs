@@ -14,6 +14,8 @@ use std::{
     sync::Arc,
 };
 
+/// Permissions that a file can have. Set-user-ID and set-group-ID bits do not exist in a share or a volume.
+pub(crate) const PERMISSIONS: u32 = 0o1777;
 /// What a lookup never does.
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)

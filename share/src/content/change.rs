@@ -7,11 +7,8 @@ use super::{
 };
 use crate::{
     protocol::Name,
-    root::{self, Root, examine, kind},
-    volume::{
-        Volume,
-        ownership::{Ownership, PERMISSIONS},
-    },
+    root::{self, PERMISSIONS, Root, examine, kind},
+    volume::{Volume, ownership::Ownership},
 };
 use rustix::{
     fs::{AtFlags, Mode, RawDir, RenameFlags, mkdirat, renameat_with, unlinkat},

@@ -1,11 +1,11 @@
 //! Attributes of files.
 
-use super::{Outcome, PERMISSIONS, Server};
+use super::{Outcome, Server};
 use crate::{
     handles::Handle,
     nodes::ROOT,
     protocol::{Reply, Times},
-    root::{examine, kind},
+    root::{PERMISSIONS, examine, kind},
 };
 use rustix::{
     fs::{AtFlags, Mode, OFlags, Timestamps, chmodat, fchmod, ftruncate, futimens, readlinkat, utimensat},

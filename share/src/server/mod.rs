@@ -13,7 +13,7 @@ use crate::{
     limits::Limits,
     nodes::{Nodes, Place, ROOT},
     protocol::{Attributes, Entry, Name, Operation, Refusal, Reply, constants, error, parse},
-    root::{self, Identity, Root, kind},
+    root::{self, Identity, PERMISSIONS, Root, kind},
     volume::Volume,
 };
 use rustix::{
@@ -27,8 +27,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Permissions that a guest can set, and sees.
-const PERMISSIONS: u32 = 0o1777;
 /// User and group, in the guest, of files that belong to others on the host.
 const NOBODY: u32 = 65_534;
 

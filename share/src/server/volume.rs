@@ -1,10 +1,10 @@
 //! What a volume does in another way than a share: every change counts, and owner and permissions of a file are
 //! what guests and clients have set. Without a volume, these functions do what a share does.
 
-use super::{Owner, PERMISSIONS, Server};
+use super::{Owner, Server};
 use crate::{
     protocol::{Attributes, Reply},
-    root::{examine, kind},
+    root::{PERMISSIONS, examine, kind},
     volume::{ownership::Ownership, quota::Quota},
 };
 use rustix::{

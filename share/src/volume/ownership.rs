@@ -1,6 +1,7 @@
 //! Owner and permissions of a file of a volume, as guests and clients see them: an extended attribute. On the
 //! host, all files of a volume belong to one user, who can always read and write them.
 
+use crate::root::PERMISSIONS;
 use rustix::{
     fs::{XattrFlags, fgetxattr, fsetxattr},
     io::Errno,
@@ -8,8 +9,6 @@ use rustix::{
 use std::os::fd::AsFd;
 
 const NAME: &str = "user.sandboxvm.owner";
-/// Permissions that a file can have. Set-user-ID and set-group-ID bits do not exist in a volume.
-pub(crate) const PERMISSIONS: u32 = 0o1777;
 
 /// Owner and permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
