@@ -21,7 +21,7 @@ const REMOVED: &str = ".gone-";
 const FIRST_USER: u32 = 0x7800_0000;
 const USERS: u32 = 0x07ff_ffff;
 /// The user of volumes in a container that lacks those users. Only mounts keep volumes apart there.
-const NOBODY: u32 = 65_534;
+const SHARED_USER: u32 = 65_534;
 
 /// Held by a sweep: two of them would move the same directories.
 static SWEEP: Mutex<()> = Mutex::new(());
@@ -63,7 +63,7 @@ impl Manager {
                 let own = |user| {
                     [&unfinished].into_iter().chain(&parts).try_for_each(|path| chown(path, Some(user), Some(user)))
                 };
-                own(user).or_else(|_| own(NOBODY))?;
+                own(user).or_else(|_| own(SHARED_USER))?;
             }
             File::open(&unfinished)?.sync_all()?;
             fs::rename(&unfinished, self.home.shared_volume(id))?;

@@ -201,7 +201,7 @@ fn clients_reach_the_hosts_of_their_rules_across_a_pause_and_a_snapshot() {
     let _ = story.cli(&["resume", "demo"]).succeeds();
     story.assert_flow_is_open("demo");
 
-    // A machine from a snapshot has the network of its own options. Only the resolver of `--dns` answers.
+    // The options of `create --from` decide on the network, not the snapshot. Only the resolver of `--dns` answers.
     let _ = story.cli(&["snapshot", "create", "demo", "with-card"]).succeeds();
     let _ = story.cli(&["rm", "-f", "demo"]).succeeds();
     story.configure((Ipv4Addr::LOCALHOST, 9).into());

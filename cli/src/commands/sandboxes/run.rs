@@ -18,7 +18,7 @@ use crate::{
     runtime, stdio,
 };
 use clap::Args;
-use sandboxvm_manager::{ExecError, OnDisconnect, ProcessSpec, Sandbox};
+use sandboxvm_manager::{ExecError, Mounts, OnDisconnect, ProcessSpec, Sandbox};
 use std::ffi::OsString;
 
 /// Run a command in a new sandbox; --workspace keeps its changes
@@ -76,9 +76,29 @@ impl Run {
         Ok(Some(workspace))
     }
 
+    /// Describes the sandbox of the command.
+    fn sandbox(
+        &self,
+        image: Image,
+        workspace: Option<Workspace>,
+        mounts: Mounts,
+        ephemeral: bool,
+    ) -> Result<NewSandbox, Failure> {
+        Ok(NewSandbox {
+            image,
+            env: Vec::new(),
+            services: self.supervision.services(),
+            network: self.network.network()?,
+            workspace,
+            mounts,
+            read_only_root: self.mounts.read_only_root(),
+            ephemeral,
+        })
+    }
+
     async fn attended(mut self) -> Result<u8, Failure> {
         let attendance = self.process.attendance()?;
-        let (mounts, read_only_root) = (self.mounts.mounts()?, self.mounts.read_only_root());
+        let mounts = self.mounts.mounts()?;
         let mut signals = Signals::catch()?;
         let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
         let command = image.command_line(self.entrypoint.as_ref(), &self.command);
@@ -93,17 +113,7 @@ impl Run {
         }
         let spec = self.process.spec(&command, OnDisconnect::Kill)?;
         let spec = self.main.apply(spec, &command, &image)?;
-        let (services, network) = (self.supervision.services(), self.network.network()?);
-        let new = NewSandbox {
-            image,
-            env: Vec::new(),
-            services,
-            network,
-            workspace,
-            mounts,
-            read_only_root,
-            ephemeral: !keeps,
-        };
+        let new = self.sandbox(image, workspace, mounts, !keeps)?;
         let Some(started) = self.machine.start(new, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
@@ -135,7 +145,7 @@ impl Run {
     }
 
     async fn detached(mut self) -> Result<u8, Failure> {
-        let (mounts, read_only_root) = (self.mounts.mounts()?, self.mounts.read_only_root());
+        let mounts = self.mounts.mounts()?;
         let mut signals = Signals::catch()?;
         let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
         let mounts = mounts.with_owner(workspace::owner(self.user(&image).as_deref()));
@@ -147,18 +157,8 @@ impl Run {
                 Some(self.main.apply(spec, command, &image)?)
             }
         };
-        let (services, network) = (self.supervision.services(), self.network.network()?);
         let settled = spec.is_none();
-        let new = NewSandbox {
-            image,
-            env: Vec::new(),
-            services,
-            network,
-            workspace,
-            mounts,
-            read_only_root,
-            ephemeral: false,
-        };
+        let new = self.sandbox(image, workspace, mounts, false)?;
         let Some(started) = self.machine.start(new, settled, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
