@@ -9,7 +9,10 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, chown},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, TryLockError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Prefix of the name of a directory that is being made.
@@ -25,6 +28,8 @@ const SHARED_USER: u32 = 65_534;
 
 /// Held by a sweep: two of them would move the same directories.
 static SWEEP: Mutex<()> = Mutex::new(());
+/// Set while volumes were removed that no sweep has looked for yet.
+static IS_WANTED: AtomicBool = AtomicBool::new(false);
 
 /// Returns the user that a number chooses.
 const fn user_of(number: u32) -> u32 {
@@ -100,28 +105,52 @@ impl Manager {
         }
     }
 
-    /// Removes the files of volumes that were removed, by a process of `program`, and of those that were not completed.
-    /// Blocks. Sandboxes made those files: this process removes empty directories alone.
+    /// Gives the directories of volumes that were not completed to the next sweep. No volume may be made meanwhile.
+    ///
+    /// # Errors
+    /// When the directory of the volumes cannot be listed, or one of them cannot be renamed.
+    pub fn discard_unfinished_shared_volumes(&self) -> io::Result<()> {
+        for name in self.directories_of_volumes(UNFINISHED)? {
+            let all = self.home.shared_volumes();
+            fs::rename(all.join(format!("{UNFINISHED}{name}")), all.join(format!("{REMOVED}{name}")))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the files of volumes that were removed, by a process of `program`. Blocks, except while another sweep of
+    /// this process runs, which then looks once more. Sandboxes made those files: this process removes empty directories
+    /// alone.
     ///
     /// # Errors
     /// When the directory of the volumes cannot be listed, or one of them cannot be removed. The others are, and
     /// the next sweep tries again.
     pub fn sweep_shared_volumes(&self, program: &Path) -> io::Result<()> {
-        let _only = SWEEP.lock().unwrap_or_else(PoisonError::into_inner);
-        let entries = match fs::read_dir(self.home.shared_volumes()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries?,
-        };
         let mut swept = Ok(());
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if name.starts_with(REMOVED) || name.starts_with(UNFINISHED) {
-                let removed = content::clear(program, &entry.path()).and_then(|()| fs::remove_dir(entry.path()));
-                swept = swept.and(removed);
+        IS_WANTED.store(true, Ordering::SeqCst);
+        while IS_WANTED.load(Ordering::SeqCst) {
+            let _only = match SWEEP.try_lock() {
+                // A client that removes one volume after the other must not take all threads.
+                Err(TryLockError::WouldBlock) => break,
+                Err(TryLockError::Poisoned(only)) => only.into_inner(),
+                Ok(only) => only,
+            };
+            IS_WANTED.store(false, Ordering::SeqCst);
+            for name in self.directories_of_volumes(REMOVED)? {
+                let gone = self.home.shared_volumes().join(format!("{REMOVED}{name}"));
+                swept = swept.and(content::clear(program, &gone).and_then(|()| fs::remove_dir(&gone)));
             }
         }
         swept
+    }
+
+    /// Returns what follows this prefix in the names of directories.
+    fn directories_of_volumes(&self, prefix: &str) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.home.shared_volumes()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names.filter_map(|name| name.strip_prefix(prefix).map(str::to_owned)).collect())
     }
 }
 
@@ -163,6 +192,34 @@ mod tests {
         // Neither does this test.
         assert!(Command::new("rm").arg("-rf").arg(&gone).status().unwrap().success());
         manager.sweep_shared_volumes(Path::new("/bin/false")).unwrap();
+    }
+
+    #[test]
+    fn a_sweep_leaves_volumes_that_are_being_made() {
+        let home = tempfile::tempdir().unwrap();
+        let manager = Manager::open(home.path()).unwrap();
+        let all = manager.home.shared_volumes();
+        std::fs::create_dir_all(all.join(".new-0123456789")).unwrap();
+        manager.sweep_shared_volumes(Path::new("/bin/true")).unwrap();
+        assert!(all.join(".new-0123456789").exists());
+        // As a server does that starts.
+        manager.discard_unfinished_shared_volumes().unwrap();
+        manager.sweep_shared_volumes(Path::new("/bin/true")).unwrap();
+        assert_eq!(std::fs::read_dir(&all).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_sweep_that_finds_another_one_leaves_its_work_to_it() {
+        let home = tempfile::tempdir().unwrap();
+        let manager = Manager::open(home.path()).unwrap();
+        let gone = manager.home.shared_volumes().join(".gone-0123456789");
+        std::fs::create_dir_all(&gone).unwrap();
+        let other = super::SWEEP.lock().unwrap();
+        manager.sweep_shared_volumes(Path::new("/bin/true")).unwrap();
+        assert!(gone.exists() && super::IS_WANTED.load(super::Ordering::SeqCst));
+        drop(other);
+        manager.sweep_shared_volumes(Path::new("/bin/true")).unwrap();
+        assert!(!gone.exists());
     }
 
     #[test]

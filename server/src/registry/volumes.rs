@@ -89,6 +89,9 @@ impl Registry {
         if let Err(error) = self.volumes.remove_unrecorded(&self.manager) {
             tracing::warn!(%error, "cannot remove the volumes without a record");
         }
+        if let Err(error) = self.manager.discard_unfinished_shared_volumes() {
+            tracing::warn!(%error, "cannot remove the volumes that were not completed");
+        }
         self.sweep_volumes();
     }
 }
