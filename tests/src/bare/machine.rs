@@ -14,7 +14,7 @@ use sandboxvm_protocol::vmm::{
 };
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::{
         fd::OwnedFd,
         unix::{net::UnixStream, process::ExitStatusExt},
@@ -108,9 +108,17 @@ impl BareMachine {
     /// Panics if the socket does not accept it.
     #[must_use]
     pub fn client(&self) -> UnixStream {
-        let client = UnixStream::connect(self.directory.path().join(VSOCK)).expect("the socket listens");
-        client.set_read_timeout(Some(END * cli::patience())).expect("a time to wait");
-        client
+        self.try_client().expect("the socket listens")
+    }
+
+    /// Returns a client of the vsock socket of a machine that may have ended.
+    ///
+    /// # Errors
+    /// Fails if no process listens at the socket any more.
+    pub fn try_client(&self) -> io::Result<UnixStream> {
+        let client = UnixStream::connect(self.directory.path().join(VSOCK))?;
+        client.set_read_timeout(Some(END * cli::patience()))?;
+        Ok(client)
     }
 
     /// Returns a client that is connected to a port of the guest.
