@@ -31,7 +31,8 @@ impl Ignore {
             return Err(IgnoreError::TooLong);
         }
         let mut patterns = Vec::new();
-        for line in text.lines() {
+        // As docker, which takes files of editors that begin with a byte order mark.
+        for line in text.strip_prefix('\u{feff}').unwrap_or(text).lines() {
             if line.starts_with('#') || line.trim().is_empty() {
                 continue;
             }
@@ -167,5 +168,10 @@ mod tests {
         }
         assert!(Ignore::parse("[a").is_err());
         assert!(Ignore::parse("*\n!a").unwrap().excludes(b"b"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_pattern() {
+        assert!(Ignore::parse("\u{feff}secret\n").unwrap().excludes(b"secret"));
     }
 }

@@ -26,6 +26,8 @@ impl Dockerfile {
 
 fn lower(file: &str, text: &str) -> Result<Dockerfile, DockerfileError> {
     let fail = |line, message: String| DockerfileError { file: file.into(), line, message };
+    // The parser skips a byte order mark, and its positions count from behind it.
+    let text = text.trim_start_matches('\u{feff}');
     if text.len() > MAX_DOCKERFILE {
         return Err(fail(0, format!("invalid Dockerfile: it has {} bytes, the maximum is 1 MiB", text.len())));
     }
@@ -436,6 +438,15 @@ mod tests {
 
     fn first(line: &str) -> Instruction {
         parse(&format!("FROM a\n{line}\n")).stages[0].instructions[0].instruction.clone()
+    }
+
+    #[test]
+    fn byte_order_marks_move_no_instruction() {
+        for marks in ["\u{feff}", "\u{feff}\u{feff}"] {
+            let file = parse(&format!("{marks}FROM a\nENV A=\u{54d}\nRUN b\n"));
+            let lines: Vec<_> = file.stages[0].instructions.iter().map(|at| (at.line, at.text.as_str())).collect();
+            assert_eq!(lines, [(2, "ENV A=\u{54d}"), (3, "RUN b")]);
+        }
     }
 
     #[test]
