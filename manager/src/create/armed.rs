@@ -10,7 +10,7 @@ use crate::{
         from_snapshot::{NamedBasis, merged},
         machine::{Restored, restore_waiting},
         ready_snapshot,
-        spec::{SandboxSpec, StartFrom, check_env},
+        spec::{SandboxSpec, StartFrom},
         staged::Staged,
         start::write_down_services,
         started::StartedSandbox,
@@ -128,8 +128,7 @@ impl ArmedMachine {
     /// Gives the machine the name, the variables and the `ephemeral` flag that `spec` asks for. If
     /// this fails, the machine is unchanged.
     pub(crate) fn become_wanted(&mut self, spec: &SandboxSpec) -> Result<(), CreateError> {
-        check_env(&spec.env)?;
-        Ok(self.staged.become_wanted(spec.name.clone(), merged(&self.env, &spec.env), spec.ephemeral)?)
+        Ok(self.staged.become_wanted(spec.name.clone(), merged(&self.env, &spec.env)?, spec.ephemeral)?)
     }
 
     /// Publishes the sandbox and runs its machine. Returns `None` if its VMM has ended; then

@@ -5,7 +5,7 @@
 use crate::{
     create::{
         error::CreateError,
-        spec::SandboxSpec,
+        spec::{SandboxSpec, check_env},
         {launch::Disks, machine::Restored},
     },
     home::{
@@ -100,7 +100,7 @@ impl NamedBasis {
             kernel: FileRecord { path: manifest.contents.kernel.path.clone(), identity },
             image: self.disks.image.1.clone(),
             agent: self.disks.agent.1.clone(),
-            env: merged(&manifest.env, &spec.env),
+            env: merged(&manifest.env, &spec.env)?,
             ephemeral: spec.ephemeral,
             limits: Limits::new(spec.limits, manifest.memory_bytes),
             network_card,
@@ -129,10 +129,15 @@ impl NamedBasis {
 
 /// Merges environment variables: an entry of `over` replaces the entry of `under` with the same
 /// name.
-pub(crate) fn merged(under: &[String], over: &[String]) -> Vec<String> {
+///
+/// # Errors
+/// Fails if no command could be started with all of them, whether the snapshot, the call or both have too much.
+pub(crate) fn merged(under: &[String], over: &[String]) -> Result<Vec<String>, CreateError> {
     let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let hidden: Vec<String> = over.iter().map(|entry| key(entry)).collect();
-    under.iter().filter(|entry| !hidden.contains(&key(entry))).chain(over).cloned().collect()
+    let env: Vec<String> = under.iter().filter(|entry| !hidden.contains(&key(entry))).chain(over).cloned().collect();
+    check_env(&env)?;
+    Ok(env)
 }
 
 #[cfg(test)]
@@ -142,7 +147,18 @@ mod tests {
     #[test]
     fn variables_given_at_create_hide_those_of_the_snapshot() {
         let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        let env = merged(&texts(&["A=1", "B=2"]), &texts(&["B=3", "C=4"]));
+        let env = merged(&texts(&["A=1", "B=2"]), &texts(&["B=3", "C=4"])).unwrap();
         assert_eq!(env, ["A=1", "B=3", "C=4"]);
+    }
+
+    #[test]
+    fn variables_with_which_no_command_starts_are_refused_wherever_they_come_from() {
+        let many = |name: &str| (0..6).map(|n| format!("{name}{n}={}", "x".repeat(100 << 10))).collect::<Vec<_>>();
+        let refused = |under: &[String], over: &[String]| merged(under, over).unwrap_err().to_string();
+        assert_eq!(merged(&many("A"), &[]).unwrap().len(), 6);
+        assert!(refused(&many("A"), &many("B")).contains("all variables together take"));
+        // A manifest can come from elsewhere.
+        assert!(refused(&["A=\0".into()], &[]).contains('A'));
+        assert!(merged(&["A=\0".into()], &["A=1".into()]).is_ok());
     }
 }

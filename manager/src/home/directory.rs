@@ -29,7 +29,7 @@ use crate::{
     clock,
     home::flock::{self, Sharing},
 };
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
@@ -155,9 +155,17 @@ impl SandboxDirectory {
         DirectoryError::new(what, self.path.join(name), source)
     }
 
-    /// Opens an existing file.
+    /// Opens an existing regular file, and nothing else: a directory may come from elsewhere, a FIFO in it would wait for
+    /// a writer without end, and opening a device can have an effect on it.
     pub(crate) fn open_file(&self, name: &str, flags: OFlags) -> Result<File> {
-        rustix::fs::openat(&self.fd, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        let stat =
+            rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| self.error("open", name, e))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(self.error("open", name, io::Error::other("it is not a regular file")));
+        }
+        // NONBLOCK means nothing for a regular file. It is for what has taken its place since.
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.fd, name, flags, Mode::empty())
             .map(File::from)
             .map_err(|e| self.error("open", name, e))
     }
@@ -190,7 +198,7 @@ impl SandboxDirectory {
     /// Reads at most the first `cap` bytes of a file that a hostile process may have written.
     pub(crate) fn read_beginning(&self, name: &str, cap: u64) -> Result<Vec<u8>> {
         let mut content = Vec::new();
-        self.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK)?
+        self.open_file(name, OFlags::RDONLY)?
             .take(cap)
             .read_to_end(&mut content)
             .map_err(|e| self.error("read", name, e))?;
@@ -260,6 +268,23 @@ impl SandboxDirectory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::open(home.path().to_owned()).unwrap();
+        let at = |name: &str| home.path().join(name);
+        std::fs::write(at("file"), "x").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        std::fs::create_dir(at("directory")).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
+        assert_eq!(directory.read("file", 1).unwrap(), b"x");
+        // An ordinary open(2) of a FIFO without a writer would not return.
+        for name in ["fifo", "link", "directory"] {
+            assert!(directory.read(name, 1).unwrap_err().to_string().contains("not a regular file"), "{name}");
+        }
+        assert!(directory.read("missing", 1).unwrap_err().is_not_found());
+    }
 
     #[test]
     fn reads_are_limited_and_tails_are_returned() {
