@@ -17,6 +17,9 @@ pub(crate) const FORMAT: u32 = 1;
 /// A record is some hundred bytes and the metadata given at create.
 const MAX_FILE: u64 = 1 << 20;
 
+/// How the names of files begin that are being written. Earlier versions used the same.
+const UNFINISHED: &str = ".tmp";
+
 /// Why something was not written down or read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} {}: {source}", .path.display())]
@@ -41,8 +44,14 @@ pub(crate) struct Store<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> Store<T> {
+    /// Opens the directory, which no other process may write in: the server has locked its home. What a killed server
+    /// was writing is removed.
     pub(crate) fn open(directory: PathBuf) -> Result<Self, StoreError> {
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(error("make", &directory))?;
+        let unfinished = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
+        for entry in fs::read_dir(&directory).map_err(error("list", &directory))?.flatten().filter(unfinished) {
+            fs::remove_file(entry.path()).map_err(error("remove", &entry.path()))?;
+        }
         Ok(Self { directory, of: PhantomData })
     }
 
@@ -60,7 +69,7 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
         let path = self.path(name);
         let write = || {
             // Made with mode 0600.
-            let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+            let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.directory)?;
             file.write_all(&serde_json::to_vec(value)?)?;
             if durably {
                 file.as_file().sync_data()?;
@@ -185,6 +194,18 @@ mod tests {
         store.remove("a").unwrap();
         store.remove("a").unwrap();
         assert!(store.all().unwrap().is_empty() && dir.path().join("x/b.json").exists());
+    }
+
+    #[test]
+    fn what_a_killed_server_was_writing_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::<String>::open(dir.path().to_owned()).unwrap();
+        store.put("a", &"1".to_owned()).unwrap();
+        // A kill leaves what `keep` leaves.
+        drop(tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(dir.path()).unwrap().keep().unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert_eq!(Store::<String>::open(dir.path().to_owned()).unwrap().names().unwrap(), ["a"]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -327,11 +327,21 @@ impl KeyStore {
         file_lock::wait(Sharing::Exclusive, &lock).map_err(failed)?;
         let mut keys = self.current()?;
         change(&mut keys)?;
-        // Made with mode 0600.
-        let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
+        // One name, because the lock allows one writer: what a killed command left is replaced by the next.
+        let unfinished = directory.join("keys.json.new");
+        if let Err(error) = fs::remove_file(&unfinished)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(failed(error));
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(failed)?;
         let bytes = serde_json::to_vec_pretty(&keys).map_err(|error| failed(error.into()))?;
-        file.write_all(&bytes).and_then(|()| file.as_file().sync_data()).map_err(failed)?;
-        file.persist(&self.path).map_err(|error| failed(error.error))?;
+        let written = file.write_all(&bytes).and_then(|()| file.sync_data());
+        if let Err(error) = written.and_then(|()| fs::rename(&unfinished, &self.path)) {
+            // It may have taken the last room of the disk.
+            let _ = fs::remove_file(&unfinished);
+            return Err(failed(error));
+        }
         // A key that was removed is not to be good again after a power failure.
         fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
     }
