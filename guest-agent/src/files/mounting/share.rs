@@ -1,8 +1,8 @@
 //! Mounts a live share, and makes the process that mounted it the one that relays it.
 
-use super::failure::{Trouble, failure, refused};
-use super::mount_table::{lock, path_of, refuse_reserved};
-use super::mounts::is_mounted;
+use super::mounted::is_mounted;
+use super::table::{lock, path_of, refuse_reserved};
+use crate::files::failure::{Trouble, failure, refused};
 use crate::share::{Endpoints, Relay, listen};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdir, open, statat};
 use rustix::io::Errno;
@@ -17,7 +17,7 @@ use std::os::fd::AsRawFd;
 const MAX_READ: u32 = 128 << 10;
 
 /// Mounts the share. Returns the relay that has to run then, or none if the share is mounted already.
-pub(super) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble> {
+pub(in crate::files) fn mount_share(request: &ShareMount) -> Result<Option<Relay>, Trouble> {
     if !geteuid().is_root() {
         let message = "cannot mount a share: only root may do that".to_owned();
         return Err(failure(FileErrorKind::PermissionDenied, None, message));

@@ -1,7 +1,7 @@
 //! Mounts: whether there is one, and which are of file systems whose files other machines can change
 //! without notice to this kernel.
 
-use super::failure::{Trouble, failure, refused};
+use crate::files::failure::{Trouble, failure, refused};
 use rustix::fs::{Mode, OFlags, open, statfs};
 use rustix::io::Errno;
 use sandboxvm_protocol::agent::files::FileErrorKind;
@@ -33,7 +33,7 @@ fn is_network(kind: u32) -> bool {
 }
 
 /// Refuses a path on a network file system.
-pub(super) fn refuse_network(path: &[u8]) -> Result<(), Trouble> {
+pub(in crate::files) fn refuse_network(path: &[u8]) -> Result<(), Trouble> {
     let about = statfs(path).map_err(|errno| refused("watch it", path, errno))?;
     // The kernel's types have 32 bits, but the field may be wider.
     #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "a bit pattern of 32 bits")]

@@ -2,11 +2,11 @@
 //! of a container image. It only reads, and only below that directory; no path of the guest is
 //! resolved. Processes may change files meanwhile, as with any archive.
 
-use super::archive::{of_wire, pack_trouble};
 use super::boot_traces::is_boot_trace;
-use super::channel::{Channel, DataWriter};
-use super::failure::{Trouble, failure, refused};
-use super::workspace::upper_beside_root;
+use crate::files::archive::{of_wire, pack_trouble};
+use crate::files::channel::{Channel, DataWriter};
+use crate::files::failure::{Trouble, failure, refused};
+use crate::files::mounting::workspace::upper_beside_root;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2, syncfs};
 use rustix::process::geteuid;
 use sandboxvm_archive::{Candidate, Writer, pack_layer};
@@ -16,14 +16,18 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// Whose changes.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Overlay {
+pub(in crate::files) enum Overlay {
     /// Of the root.
     Root,
     /// Of the workspace with this lowest slot.
     Workspace(SlotNumber),
 }
 
-pub(super) fn pack(channel: &mut Channel, upper: Option<OwnedFd>, overlay: Overlay) -> Result<FileReply, Trouble> {
+pub(in crate::files) fn pack(
+    channel: &mut Channel,
+    upper: Option<OwnedFd>,
+    overlay: Overlay,
+) -> Result<FileReply, Trouble> {
     if !geteuid().is_root() {
         // Others cannot read the attributes that the overlay has set.
         let message = "cannot pack the changes of the disk: only root may do that".to_owned();

@@ -10,8 +10,8 @@
 //! it: the overlay keeps what it needs, and the disks are in no mount tree that a process of the
 //! sandbox has. A workspace that is mounted again, also after a boot, has its changes.
 
-use super::failure::{Trouble, failure, refused};
-use super::mounts::is_mounted;
+use super::mounted::is_mounted;
+use crate::files::failure::{Trouble, failure, refused};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, Uid, chownat, flock, mkdir, open};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -31,7 +31,7 @@ const FIRST_DISK: u8 = b'd';
 const PLACE: &str = "/run";
 
 /// Returns the path of a workspace's upper directory, relative to that of the root's overlay.
-pub(super) fn upper_beside_root(lowest: SlotNumber) -> String {
+pub(in crate::files) fn upper_beside_root(lowest: SlotNumber) -> String {
     format!("../workspaces/{lowest}/upper")
 }
 
@@ -41,7 +41,7 @@ fn source(lowest: SlotNumber) -> String {
 }
 
 /// Mounts the workspace, unless it is mounted.
-pub(super) fn mount_workspace(request: &WorkspaceMount) -> Result<FileReply, Trouble> {
+pub(in crate::files) fn mount_workspace(request: &WorkspaceMount) -> Result<FileReply, Trouble> {
     let bad = |message: &str| Err(failure(FileErrorKind::BadRequest, None, message.to_owned()));
     if !geteuid().is_root() {
         let message = "cannot mount a workspace: only root may do that".to_owned();

@@ -1,7 +1,7 @@
 //! The root file system without what is mounted over its files, for a process that writes files of
 //! the disk. May only be used by a process that ends with its request: it changes the root.
 
-use super::failure::{Trouble, failure, refused};
+use crate::files::failure::{Trouble, failure, refused};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -9,7 +9,7 @@ use rustix::process::{chdir, chroot, fchdir, geteuid};
 use sandboxvm_protocol::agent::files::FileErrorKind;
 
 /// Makes a copy of the root's mount the root of this process. Mounts below it are not copied.
-pub(super) fn enter() -> Result<(), Trouble> {
+pub(in crate::files) fn enter() -> Result<(), Trouble> {
     if !geteuid().is_root() {
         let message = "cannot extract below mounts: only root may do that".to_owned();
         return Err(failure(FileErrorKind::PermissionDenied, None, message));

@@ -4,9 +4,9 @@
 //! A volume that was never mounted gets owner, mode and content of the directory that it is mounted on.
 //! Until that is done, it has the `lost+found` with which it was made.
 
-use super::archive;
-use super::change::make_directories;
-use super::failure::{Trouble, failure, refused};
+use crate::files::archive;
+use crate::files::change::make_directories;
+use crate::files::failure::{Trouble, failure, refused};
 use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, fchmod, fchown, flock, fstat, open, readlinkat, statat, syncfs,
     unlinkat,
@@ -35,7 +35,7 @@ const MADE_AT: i64 = 1_735_689_600;
 const RESERVED: [&[u8]; 4] = [b"/proc", b"/sys", b"/dev", b"/run/sandboxvm"];
 
 /// Mounts everything in the table that is not mounted yet.
-pub(super) fn mount_all(table: &MountTable) -> Result<FileReply, Trouble> {
+pub(in crate::files) fn mount_all(table: &MountTable) -> Result<FileReply, Trouble> {
     if !geteuid().is_root() {
         let message = "cannot mount file systems: only root may do that".to_owned();
         return Err(failure(FileErrorKind::PermissionDenied, None, message));
