@@ -1,8 +1,8 @@
 //! Requests about files: each is handed to a separate process, with its connection. The server only reaps that process.
 
-use super::answer::{Outcome, bad_request, internal};
-use super::state::{Ending, Role, Server};
 use crate::files::{self, Handover};
+use crate::server::answer::{Outcome, bad_request, internal};
+use crate::server::state::{Ending, Role, Server};
 use crate::slab::Key;
 use rustix::event::epoll;
 use sandboxvm_protocol::agent::files::{FileOperation, FileRequest};

@@ -35,7 +35,7 @@ pub(super) fn open_terminal(size: TerminalSize, owner: Option<u32>) -> Result<Te
 }
 
 /// Sets the size. The foreground process group receives SIGWINCH if it changes.
-pub(super) fn resize(terminal: impl AsFd, size: TerminalSize) {
+pub(in crate::process) fn resize(terminal: impl AsFd, size: TerminalSize) {
     let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     // Fails only if the file is not a terminal, or if the terminal is gone. Then nothing has a
     // size.

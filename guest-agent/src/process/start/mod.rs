@@ -1,5 +1,11 @@
 //! Starts the process of a request.
 //!
+//! ```text
+//! environment  variables it starts with        program     the file that a name means
+//! terminal     pseudoterminals                 child       the part that runs between clone and exec
+//! init         namespaces of an init system    init_mounts its file systems, between clone and exec
+//! ```
+//!
 //! What an exec costs in system calls, for a program found in the fourth directory of PATH, run as root with its
 //! stdin from /dev/null, that writes one line and ends (from accept to close, both sides counted):
 //!
@@ -18,18 +24,24 @@
 //! Stdin from the connection adds pipe2, fcntl and two closes; another user than root adds the reading of two files
 //! and three calls in the child.
 
-use super::Process;
-use super::cgroups::{CgroupError, Cgroups};
-use super::child::{self, Credentials, Namespaces, Plan, Step};
-use super::environment::{Environment, EnvironmentError};
-use super::init::Init;
-use super::output::Output;
-use super::program::{Candidates, ProgramError};
-use super::stdin::Stdin;
-use super::strings::CStrings;
-use super::terminal::open_terminal;
-use super::title::Title;
-use super::user::{User, UserError};
+mod child;
+mod environment;
+mod init;
+mod init_mounts;
+mod program;
+mod strings;
+pub(super) mod terminal;
+
+use crate::process::Process;
+use crate::process::cgroups::{CgroupError, Cgroups};
+use crate::process::output::Output;
+use crate::process::stdin::Stdin;
+use crate::process::title::Title;
+use crate::process::user::{User, UserError};
+use child::{Credentials, Namespaces, Plan, Step};
+use environment::{Environment, EnvironmentError};
+use init::Init;
+use program::{Candidates, ProgramError};
 use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -43,6 +55,8 @@ use sandboxvm_spawn::{Beginning, vfork};
 use std::cell::Cell;
 use std::ffi::c_char;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use strings::CStrings;
+use terminal::open_terminal;
 
 /// Stack of a child until its exec. Its calls are few and not deep, and only the pages that it uses
 /// exist.

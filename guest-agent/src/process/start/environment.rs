@@ -1,7 +1,7 @@
 //! The environment of a process: the agent's defaults, overridden by the request.
 
 use super::strings::CStrings;
-use super::user::User;
+use crate::process::user::User;
 use sandboxvm_protocol::agent::CText;
 
 /// PATH, if the request sets none.

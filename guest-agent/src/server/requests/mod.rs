@@ -1,11 +1,14 @@
 //! Requests of hosts: from received bytes to a response or a process.
 
-use super::answer::{Outcome, bad_request, frame_failure, internal};
-use super::clock::{later, now};
-use super::connection::{Connection, End, Received};
-use super::state::{Ending, MAX_PROCESSES, Main, Role, Server};
-use super::token::{Pipe, Token};
+mod attach;
+mod files;
+
 use crate::identity;
+use crate::server::answer::{Outcome, bad_request, frame_failure, internal};
+use crate::server::clock::{later, now};
+use crate::server::connection::{Connection, End, Received};
+use crate::server::state::{Ending, MAX_PROCESSES, Main, Role, Server};
+use crate::server::token::{Pipe, Token};
 use crate::slab::Key;
 use rustix::event::epoll;
 use sandboxvm_protocol::agent::main_process::MainProcess;

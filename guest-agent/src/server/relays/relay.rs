@@ -1,7 +1,7 @@
 //! A relay between a host and a program in the guest as data: its two directions, and the
-//! connection to a port of the loopback. [`super::relaying`] uses it.
+//! connection to a port of the loopback. The parent module moves the bytes.
 
-use super::answer::internal;
+use crate::server::answer::internal;
 use crate::slab::Key;
 use rustix::io::Errno;
 use rustix::net::{
@@ -13,7 +13,7 @@ use sandboxvm_protocol::agent::{Failure, FailureKind};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Maximum number of relays.
-pub(super) const MAX_RELAYS: u32 = 256;
+pub(in crate::server) const MAX_RELAYS: u32 = 256;
 
 /// Size of a read, and maximum number of bytes that are stored in each direction.
 const CHUNK: usize = 32 * 1024;
@@ -23,7 +23,7 @@ const CHUNKS_PER_TURN: usize = 4;
 
 /// A connection of a host to a program.
 #[derive(Debug)]
-pub(super) struct Relay {
+pub(in crate::server) struct Relay {
     /// The connection of the host.
     pub(super) connection: Key,
     pub(super) port: PortNumber,

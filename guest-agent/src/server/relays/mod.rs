@@ -10,12 +10,16 @@
 //! other, and at most one chunk is stored. Either side may end its stream and keep reading. A
 //! program or host that misbehaves ends only its own relay.
 
-use super::answer::{Outcome, bad_request, internal};
-use super::connection::End;
-use super::relay::{Broken, Dialled, MAX_RELAYS, Relay, Stage, Stream, dial, failure, refused, send_some};
-use super::state::Server;
-use super::token::Token;
+mod relay;
+
+pub(super) use relay::{MAX_RELAYS, Relay};
+
+use crate::server::answer::{Outcome, bad_request, internal};
+use crate::server::connection::End;
+use crate::server::state::Server;
+use crate::server::token::Token;
 use crate::slab::Key;
+use relay::{Broken, Dialled, Stage, Stream, dial, failure, refused, send_some};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::sockopt;

@@ -2,10 +2,10 @@
 //!
 //! Only the table of processes is searched, so a PID that no host ever received is not found.
 
-use super::answer::{Outcome, bad_request};
-use super::clock::now;
-use super::state::Server;
 use crate::process::Process;
+use crate::server::answer::{Outcome, bad_request};
+use crate::server::clock::now;
+use crate::server::state::Server;
 use crate::slab::Key;
 use sandboxvm_protocol::agent::process::{
     AttachRequest, Attached, MAX_PAGE, ProcessInfo, ProcessPage, ProcessState, View,
