@@ -1,7 +1,9 @@
 //! What the operator of a host permits the sandboxes of a home to ask for, and what they get from
 //! the host. Where the user is the operator, everything is permitted.
 
-use super::{
+pub(crate) mod present;
+
+use crate::network::{
     proxy::ProxySpec,
     rules,
     spec::{NetworkSpec, NetworkSpecError, rank},
@@ -193,7 +195,8 @@ fn resolvers_in(text: &str) -> Vec<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::spec::tests::rules, *};
+    use super::*;
+    use crate::network::spec::tests::rules;
     use sandboxvm_protocol::egress::HostName;
 
     #[test]

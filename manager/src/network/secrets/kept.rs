@@ -1,12 +1,12 @@
-//! Secrets and header rules: what a user asks for, and the values, which only the egress process gets.
-//! The password of the upstream proxy is kept with them, and only the dialer gets it.
+//! `network.secrets`: the values of secrets and header rules, which only the egress process gets, and
+//! the password of the upstream proxy, which only the dialer gets.
 //!
-//! `network.json` says where each value comes from. Values that were given inline are kept in
-//! `network.secrets`, mode 0600, together with the key of the sandbox's certificate authority, because
-//! an egress process that replaces another one reads them again. The file is overwritten before it is
-//! removed. No value may reach an argument, the environment of a process, a log or a snapshot.
+//! Values that were given inline are kept there, mode 0600, together with the key of the sandbox's
+//! certificate authority, because an egress process that replaces another one reads them again. The
+//! file is overwritten before it is removed.
 
 use super::access_key::{self, SecretKind};
+use super::{HeaderRuleSpec, MAX_VALUE, SecretSpec, SecretText, ValueSource, problem};
 use crate::{
     home::directory::{DirectoryError, NETWORK_SECRETS as FILE, SandboxDirectory},
     record::RecordError,
@@ -22,133 +22,15 @@ use std::{
     collections::BTreeMap,
     fmt, fs,
     io::{self, Read, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// The key of the password of the proxy.
 const OF_PROXY: &str = "the password of the proxy";
 /// The placeholder of a header whose value cannot be read, which no guest has.
 const NO_PLACEHOLDER: &str = "sandboxvm-header-without-a-placeholder";
-/// Maximum size of the file in bytes: [`MAX_SECRETS`] secrets and the headers of all rules.
+/// Maximum size of the file in bytes: [`MAX_SECRETS`](super::MAX_SECRETS) secrets and the headers of all rules.
 const MAX_FILE: u64 = 1 << 20;
-
-/// Maximum number of secrets of a sandbox.
-pub const MAX_SECRETS: usize = 16;
-
-/// Maximum length of a secret or a header's value in bytes.
-pub const MAX_VALUE: usize = 4096;
-
-/// A secret value. It is never shown.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SecretText(String);
-
-impl SecretText {
-    /// Wraps a value.
-    #[must_use]
-    pub fn new(value: String) -> Self {
-        Self(value)
-    }
-
-    /// Wraps an access key of AWS, for [`SecretSpec::access_key`].
-    #[must_use]
-    pub fn access_key(id: &str, secret: &str, token: Option<&str>) -> Self {
-        Self(access_key::joined(id, secret, token))
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SecretText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SecretText(..)")
-    }
-}
-
-/// Where a value comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ValueSource {
-    /// It is given here. It is not written to `network.json`.
-    #[serde(skip)]
-    Given(SecretText),
-    /// It was given before, and is kept with the sandbox.
-    Kept,
-    /// The same, for the value that replaced another one. That one is kept until a record refers to this
-    /// one, so that a change which is refused changes no value.
-    KeptAs(u32),
-    /// It is the content of this file of the host, without the line end. It is read each time that an
-    /// egress process starts.
-    File(PathBuf),
-}
-
-impl ValueSource {
-    /// Returns where the value of `key` is kept, if it is.
-    fn kept_under(&self, key: &str) -> Option<String> {
-        match self {
-            Self::Kept => Some(key.to_owned()),
-            Self::KeptAs(number) => Some(format!("{key} #{number}")),
-            Self::Given(_) | Self::File(_) => None,
-        }
-    }
-}
-
-/// A secret that the guest knows only by a placeholder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SecretSpec {
-    /// Its name, and that of the guest's environment variable with the placeholder.
-    pub name: String,
-    /// Hosts to which it may go: `name` or `*.name`. They do not become reachable by it.
-    pub hosts: Vec<String>,
-    /// What the guest has in its place. Empty for a new secret.
-    #[serde(default)]
-    pub placeholder: String,
-    /// The value.
-    pub value: ValueSource,
-    /// What it is.
-    #[serde(default, skip_serializing_if = "SecretKind::is_text")]
-    pub kind: SecretKind,
-}
-
-impl SecretSpec {
-    /// Returns a new access key of AWS. `profile` is for a value that is in a file.
-    #[must_use]
-    pub fn access_key(hosts: Vec<String>, profile: &str, value: ValueSource) -> Self {
-        let kind = SecretKind::AccessKey { profile: profile.to_owned() };
-        Self { name: access_key::ID_VARIABLE.to_owned(), hosts, placeholder: String::new(), value, kind }
-    }
-
-    /// Returns the variables of the guest with its placeholder.
-    pub(crate) fn variables(&self) -> impl Iterator<Item = &str> {
-        let more = match self.kind {
-            SecretKind::Text => None,
-            SecretKind::AccessKey { .. } => Some(access_key::SECRET_VARIABLE),
-        };
-        [self.name.as_str()].into_iter().chain(more)
-    }
-}
-
-/// Headers that are set in each request to a host. The host does not become reachable by it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HeaderRuleSpec {
-    /// `name` or `*.name`.
-    pub host: String,
-    /// The headers, which replace those of the guest.
-    pub headers: Vec<HeaderSpec>,
-}
-
-/// A header that is set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HeaderSpec {
-    /// Its name.
-    pub name: String,
-    /// Its value.
-    pub value: ValueSource,
-}
 
 /// The values and the authority of a sandbox.
 #[derive(Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -413,17 +295,6 @@ fn from_file(path: &Path) -> io::Result<String> {
     problem(value).map_or_else(|| Ok(value.to_owned()), |problem| Err(io::Error::other(problem)))
 }
 
-/// Returns what is wrong with a value.
-pub(crate) fn problem(value: &str) -> Option<&'static str> {
-    if value.is_empty() {
-        return Some("it is empty");
-    }
-    if value.len() > MAX_VALUE {
-        return Some("it is longer than 4096 bytes");
-    }
-    value.contains(|byte: char| byte.is_control() && byte != '\t').then_some("it contains a control character")
-}
-
 /// Returns a placeholder. It is in lower case and has no character that an encoding changes.
 fn placeholder() -> Result<String, SecretsError> {
     let mut random = [0_u8; 16];
@@ -434,6 +305,7 @@ fn placeholder() -> Result<String, SecretsError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HeaderSpec;
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
@@ -505,13 +377,5 @@ mod tests {
         assert_eq!(missing.unwrap_err().to_string(), "no value was given for secret C");
         wipe(&directory);
         assert!(fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
-    }
-
-    #[test]
-    fn values_that_cannot_be_in_a_header_are_rejected() {
-        assert_eq!(problem(VALUE), None);
-        for value in ["", "a\nb", "a\0", &"x".repeat(MAX_VALUE + 1)] {
-            assert!(problem(value).is_some());
-        }
     }
 }

@@ -3,11 +3,11 @@
 //! and a supervisor holds each record to it before it puts the record in force: so what the operator
 //! took back is closed for sandboxes that exist. Allows nothing that a record does not allow.
 
-use super::{
+use crate::home::{directory::DirectoryError, layout::Home, private};
+use crate::network::{
     operator::{NetworkOperator, Permitted, Provided},
     record::NetworkRecord,
 };
-use crate::home::{directory::DirectoryError, layout::Home, private};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -80,10 +80,8 @@ pub(crate) fn hold(mut record: NetworkRecord, home: &Home) -> Result<NetworkReco
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::spec::{NetworkSpec, tests::rules},
-        *,
-    };
+    use super::*;
+    use crate::network::spec::{NetworkSpec, tests::rules};
     use sandboxvm_protocol::egress::{EgressLimits, Reach};
     use std::net::IpAddr;
 

@@ -43,7 +43,7 @@ impl SecretKind {
     }
 
     /// Returns what is wrong with it, for a secret with this name.
-    pub(super) fn problem(&self, name: &str) -> Option<&'static str> {
+    pub(in crate::network) fn problem(&self, name: &str) -> Option<&'static str> {
         let Self::AccessKey { profile } = self else { return None };
         if name != ID_VARIABLE {
             return Some("the name of an access key is AWS_ACCESS_KEY_ID");
@@ -61,7 +61,7 @@ pub(super) fn joined(id: &str, secret: &str, token: Option<&str>) -> String {
 }
 
 /// Returns what is wrong with the value of an access key.
-pub(super) fn value_problem(value: &str) -> Option<&'static str> {
+pub(in crate::network) fn value_problem(value: &str) -> Option<&'static str> {
     let is_plain = |line: &str| !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_graphic());
     let lines: Vec<&str> = value.split('\n').collect();
     if !(2..=3).contains(&lines.len()) || !lines.iter().all(|line| is_plain(line)) {
