@@ -5,13 +5,17 @@
 //! A VMM may be of an older build: it runs since before an upgrade. The version of the wire that it
 //! speaks is in its status file, and is what every frame states that is sent to it.
 
+mod error;
+
+pub use error::{ControlError, VmmRefusal};
+
 use crate::{
-    home::directory::{CONTROL_SOCKET, DirectoryError, SandboxDirectory},
+    home::directory::{CONTROL_SOCKET, SandboxDirectory},
     hostile_text::{one_line, shown},
     vmm::{
         descriptors,
         descriptors::{LaunchError, LaunchFiles},
-        state::{self, State},
+        state,
         wire::{self, FrameReader, WireError},
     },
 };
@@ -19,10 +23,7 @@ use futures_util::future::BoxFuture;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, UCred, recvmsg, sockopt::set_socket_passcred};
 use sandboxvm_protocol::{
     frame::{Message, Wire},
-    vmm::{
-        ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, Refusal, RefusalKind, Timeline, VmStats,
-        VmmEvent, VmmMessage, WIRE,
-    },
+    vmm::{ControlReply, ControlRequest, MAX_MESSAGE, Phase, Refusal, Timeline, VmStats, VmmEvent, VmmMessage, WIRE},
 };
 use std::{
     collections::VecDeque,
@@ -48,80 +49,8 @@ pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// by hand, and ends, which are far fewer events.
 const MAX_EVENTS: usize = 64;
 
-/// Why a VMM did not carry out a request.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// The sandbox has no VMM.
-    #[error("sandbox {sandbox} is {state}")]
-    NotRunning {
-        /// Name of the sandbox, or its ID if it has none.
-        sandbox: String,
-        /// The state of the sandbox.
-        state: State,
-    },
-    /// The socket does not accept a connection.
-    #[error(transparent)]
-    Connect(#[from] DirectoryError),
-    /// The exchange of frames failed.
-    #[error("cannot talk to the VMM: {0}")]
-    Wire(#[from] WireError),
-    /// The request could not be sent.
-    #[error("{0}")]
-    Send(#[from] LaunchError),
-    /// The VMM did not finish a long request in time.
-    #[error("the VMM did not finish within {} s", .0.as_secs())]
-    Unfinished(Duration),
-    /// The VMM did not answer in time.
-    #[error("{}its VMM did not answer within {} s", does_not_answer(.0.as_deref()), ANSWER_WITHIN.as_secs())]
-    Silent(
-        /// Name of the sandbox, or its ID if it has none. Not known for a sandbox that is being
-        /// created.
-        Option<String>,
-    ),
-    /// The VMM refused the request.
-    #[error("{0}")]
-    Refused(VmmRefusal),
-    /// The VMM is of a build that does not know the request.
-    #[error("the VMM is of an older build, which cannot do this")]
-    TooOld,
-    /// The machine ended before the VMM answered.
-    #[error("{0}")]
-    Ended(ExitReason),
-}
-
-/// Why a VMM refused a request.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct VmmRefusal {
-    /// The kind, for programs. Not known from a VMM of a build that does not say it.
-    pub kind: Option<RefusalKind>,
-    /// What was tried and why it failed.
-    pub message: String,
-}
-
-impl From<VmmRefusal> for ControlError {
-    fn from(refusal: VmmRefusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl ControlError {
-    /// Returns of what kind the refusal of the VMM is, if it refused and says so.
-    #[must_use]
-    pub fn refusal(&self) -> Option<RefusalKind> {
-        match self {
-            Self::Refused(refusal) => refusal.kind,
-            _ => None,
-        }
-    }
-}
-
 /// The reply to a request, or the VMM's refusal.
 pub(crate) type Answer = Result<ControlReply, VmmRefusal>;
-
-fn does_not_answer(sandbox: Option<&str>) -> String {
-    sandbox.map_or_else(String::new, |sandbox| format!("sandbox {sandbox} does not answer: "))
-}
 
 /// A connection to a VMM's control socket.
 #[derive(Debug)]
@@ -336,6 +265,7 @@ fn peek_sender(stream: &UnixStream) -> io::Result<Option<UCred>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sandboxvm_protocol::vmm::{ExitReason, RefusalKind};
 
     async fn vmm_that_says(messages: Vec<VmmMessage>) -> ControlClient {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
