@@ -2,7 +2,7 @@
 //! Refuses archives whose extraction could follow a link in it and so leave its directory.
 //! May not look at a file system: links that the target has are the target's own.
 
-use super::error::StepProblem;
+use crate::engine::error::StepProblem;
 use sandboxvm_archive::Kind;
 use std::collections::BTreeMap;
 

@@ -3,12 +3,9 @@
 //! by the number and length of names, and no entry is written below one that is not a directory, since
 //! a guest extracts through links.
 
-use super::{
-    error::StepProblem,
-    machine::Owner,
-    names::{Class, Names},
-};
+use super::archive_names::{Class, Names};
 use crate::context::path_matches;
+use crate::engine::{error::StepProblem, machine::Owner};
 use sandboxvm_archive::{Entry, Kind, Reader, Writer};
 use std::{
     collections::{BTreeSet, HashSet},
@@ -17,13 +14,13 @@ use std::{
 };
 
 /// The name of the tree in an archive that a machine made.
-pub(super) const ROOT: &str = "x";
+pub(in crate::engine) const ROOT: &str = "x";
 
 /// A source of `COPY --from`, as the part that is read from the machine and the rest of the pattern.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Pattern {
     /// Absolute path without a pattern.
-    pub(super) root: String,
+    pub(in crate::engine) root: String,
     /// Components below it. Empty: the root itself.
     rest: Vec<Vec<u8>>,
 }
@@ -142,7 +139,7 @@ pub(crate) fn arrange<W: Write>(
 }
 
 /// Writes an archive that a machine made of a directory, with its tree at `target`.
-pub(super) fn renamed<W: Write>(input: impl Read, target: &str, output: W) -> Result<W, StepProblem> {
+pub(in crate::engine) fn renamed<W: Write>(input: impl Read, target: &str, output: W) -> Result<W, StepProblem> {
     let mut reader = Reader::new(input);
     let mut output = Checked::new(output);
     let target = target.trim_matches('/').as_bytes();
@@ -167,7 +164,7 @@ pub(super) fn renamed<W: Write>(input: impl Read, target: &str, output: W) -> Re
 
 /// Writes the content of an archive of `ADD` below the target. Owners are those of the archive,
 /// unless one is stated.
-pub(super) fn extracted<W: Write>(input: impl Read, place: Place<'_>, output: W) -> Result<W, StepProblem> {
+pub(in crate::engine) fn extracted<W: Write>(input: impl Read, place: Place<'_>, output: W) -> Result<W, StepProblem> {
     let mut reader = Reader::new(input);
     let mut output = Checked::new(output);
     let plain = |path: &[u8]| {

@@ -1,9 +1,11 @@
 //! `COPY` and `ADD`: which archive a disk receives. Files of the context never reach a name on
 //! the host, and neither do those of another machine.
 
-use super::{
+mod archive_names;
+pub(crate) mod arrange;
+
+use crate::engine::{
     Build,
-    arrange::{self, Arranged, Pattern, Place},
     blocking::blocking,
     downloads::{self, As},
     error::StepProblem,
@@ -15,6 +17,7 @@ use crate::{
     dockerfile::Inline,
     plan::{Action, is_remote},
 };
+use arrange::{Arranged, Pattern, Place};
 use flate2::read::MultiGzDecoder;
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
 use sandboxvm_oci::Digest;

@@ -2,10 +2,10 @@
 //! the host makes the layer of each of them ([`HostDisk`]), and a machine starts from an image with these
 //! layers, or not at all.
 
-use super::{
+use super::HostDisk;
+use crate::engine::{
     Build, BuildError, StepProblem,
-    host_disk::HostDisk,
-    machine::{BaseImage, Disk, Machines, StepLayer},
+    machine::{BaseImage, Disk, MachineError, Machines, StepLayer},
     staging::{PlannedStage, PlannedStep},
     users,
 };
@@ -17,15 +17,19 @@ use std::sync::Arc;
 const WORTH_A_BOOT: u64 = 16 << 20;
 
 /// An image with the layers of the first steps, and how many steps these are.
-pub(super) struct Led {
-    pub(super) image: BaseImage,
-    pub(super) steps: usize,
+pub(in crate::engine) struct Led {
+    pub(in crate::engine) image: BaseImage,
+    pub(in crate::engine) steps: usize,
 }
 
 impl<M: Machines> Build<'_, M> {
     /// Executes the first steps of a stage without a machine, as far as that is possible and pays. `is_last`
     /// says that no machine is needed after the last step.
-    pub(super) async fn lead(&mut self, stage: &PlannedStage, is_last: bool) -> Result<Option<Led>, BuildError> {
+    pub(in crate::engine) async fn lead(
+        &mut self,
+        stage: &PlannedStage,
+        is_last: bool,
+    ) -> Result<Option<Led>, BuildError> {
         let count = stage.steps.iter().take_while(|planned| can_lead(&planned.step.action)).count();
         let leading = &stage.steps[..count];
         let pays = is_last && count == stage.steps.len() || stage.is_scratch || self.size(leading) >= WORTH_A_BOOT;
@@ -40,8 +44,8 @@ impl<M: Machines> Build<'_, M> {
         if known == count {
             return Ok(Some(led));
         }
-        let list = self.machines.scratch().map_err(super::MachineError::new)?;
-        let output = list.try_clone().map_err(super::MachineError::new)?;
+        let list = self.machines.scratch().map_err(MachineError::new)?;
+        let output = list.try_clone().map_err(MachineError::new)?;
         let disk = match self.machines.names(&led.image, output).await {
             Ok(()) => HostDisk::open(list).await,
             Err(error) => Err(error.into()),
@@ -56,7 +60,7 @@ impl<M: Machines> Build<'_, M> {
         };
         let mut layers = Vec::new();
         for planned in &leading[known..] {
-            disk.begin(self.machines.scratch().map_err(super::MachineError::new)?);
+            disk.begin(self.machines.scratch().map_err(MachineError::new)?);
             let done = match self.execute_on(&mut disk, &planned.step.action).await {
                 // The machine executes this step, and those after it.
                 Err(_) if disk.needs_machine() => break,
@@ -75,7 +79,11 @@ impl<M: Machines> Build<'_, M> {
     }
 
     /// Returns the image of a stage with the known layers of its first steps.
-    pub(super) async fn known_lead(&self, stage: &PlannedStage, steps: usize) -> Result<BaseImage, BuildError> {
+    pub(in crate::engine) async fn known_lead(
+        &self,
+        stage: &PlannedStage,
+        steps: usize,
+    ) -> Result<BaseImage, BuildError> {
         if steps == 0 {
             return Ok(stage.image.clone());
         }

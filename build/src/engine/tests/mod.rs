@@ -1,7 +1,10 @@
 //! Order, caching, copies, secrets, failures: what the engine asks of machines.
 
-use super::{recorder::Recorder, *};
+pub(crate) mod recorder;
+
+use super::*;
 use crate::dockerfile::Dockerfile;
+use recorder::Recorder;
 use std::{fs, sync::Mutex};
 
 #[derive(Default)]

@@ -1,6 +1,6 @@
 //! Machines for tests: a tree in memory, and a log of everything that the engine asks for.
 
-use super::machine::{
+use crate::engine::machine::{
     BaseImage, Disk, Done, Downloaded, Found, Machine, MachineError, Machines, Mounted, NewImage, Owner, Process,
     StepLayer, Stream,
 };
