@@ -110,15 +110,13 @@ pub use mounts::{
     ShareRootError, Tmpfs,
 };
 pub use network::{
-    access_key::SecretKind,
-    advice::Advice,
     download::{DownloadReach, is_of_this_host},
     operator::{NetworkOperator, Permitted, Provided},
     policy_file::{NamedReach, OperatorTable, PolicyError, PolicyFile},
     proxy::{ProxyError, ProxySpec},
-    secrets::{HeaderRuleSpec, HeaderSpec, MAX_SECRETS, SecretSpec, SecretText, SecretsError, ValueSource},
+    secrets::{HeaderRuleSpec, HeaderSpec, MAX_SECRETS, SecretKind, SecretSpec, SecretText, SecretsError, ValueSource},
     spec::{NetworkSpec, NetworkSpecError},
-    suggest::{SuggestedRule, Suggester, Suggestion},
+    usage::{Advice, SuggestedRule, Suggester, Suggestion},
 };
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use sandbox::{Log, Sandbox};

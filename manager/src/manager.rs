@@ -8,7 +8,7 @@ use crate::{
         names,
         rules::AdmissionRules,
     },
-    network::{operator::NetworkOperator, present},
+    network::operator::{NetworkOperator, present},
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
 };

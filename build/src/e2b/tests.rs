@@ -1,7 +1,7 @@
 use super::{accounts, plan::Doing, *};
 use crate::engine::{
     BaseImage, Disk, Event, Machines, Progress,
-    recorder::{Recorded, Recorder},
+    tests::recorder::{Recorded, Recorder},
 };
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
 use sandboxvm_oci::config::ImageConfig;

@@ -13,15 +13,12 @@
 //! May not know what a machine is, and may not let a secret reach anything but the machine of its
 //! step.
 
-pub(crate) mod arrange;
 mod blocking;
 mod copying;
 mod downloads;
 mod error;
 mod host_disk;
-mod leading;
 mod machine;
-mod names;
 mod progress;
 mod running;
 mod secrets;
@@ -29,12 +26,10 @@ mod staging;
 mod users;
 
 #[cfg(test)]
-pub(crate) mod recorder;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-pub(crate) use arrange::{Pattern, Place};
 pub(crate) use blocking::blocking;
+pub(crate) use copying::arrange::{self, Pattern, Place};
 pub(crate) use copying::prepare;
 pub use error::{BuildError, StepProblem};
 pub use machine::{

@@ -3,9 +3,11 @@
 
 use super::{
     Build,
-    arrange::{self, Pattern, Place},
     blocking::blocking,
-    copying::deliver,
+    copying::{
+        arrange::{self, Pattern, Place},
+        deliver,
+    },
     error::StepProblem,
     machine::{Disk, Found, Machine, Machines, Mounted, Owner, Process},
     progress::Event,

@@ -2,7 +2,7 @@
 //! A cache ends as a file of the host, so none may lie where secrets or the kernel's files are. Touches
 //! no file.
 
-use super::{Base, Scope, find_from};
+use super::{Base, resolve::Scope, stages::find_from};
 use crate::dockerfile;
 
 /// Maximum number of mounts of a `RUN`.

@@ -6,40 +6,32 @@
 //! operation selects the function of a request
 //! inspect   stat, list                      failure   errors as the wire has them
 //! describer describes one file
-//! details   targets of links, metadata      mounts    network file systems
+//! details   targets of links, metadata      watch     inotify
 //! change    mkdir, move, remove, chmod, chown
 //! content   content of files, in and out    archive   trees, in and out
-//! watch     inotify
-//! changes   what the disk has and the image lacks, or a workspace and its slots, as a layer
-//! workspace   mounts one                mount_table  mounts volumes and file systems in memory
-//! share       mounts a live share
-//! boot_traces  what the agent itself changed on the disk
+//! mounting  volumes, file systems in memory, workspaces, live shares
+//! disk_changes  what the disk has and the image lacks, or a workspace and its slots, as a layer
 //! ```
 //! The agent itself never waits for a disk or for a host that reads slowly. It forks (it has one
 //! thread, so the copy is complete) and forgets the connection. The process changes to the
-//! requested user, keeps no descriptor of the agent but the connection (for `changes` also the upper
-//! directory of the overlay), and blocks. The credit of
-//! vsock limits its speed, its end is the end of the request, and a kill cancels the request. It
-//! notices the end of the connection with the next byte in either direction, or immediately if it
-//! waits for nothing else. PID 1 executes nothing of this.
+//! requested user, keeps no descriptor of the agent but the connection (for `disk_changes` also the
+//! upper directory of the overlay), and blocks. The credit of vsock limits its speed, its end is the
+//! end of the request, and a kill cancels the request. It notices the end of the connection with the
+//! next byte in either direction, or immediately if it waits for nothing else. PID 1 executes
+//! nothing of this.
 
 mod archive;
-mod below_mounts;
-mod boot_traces;
 mod change;
-mod changes;
 mod channel;
 mod content;
 mod describer;
 mod details;
+mod disk_changes;
 mod failure;
 mod inspect;
-mod mount_table;
-mod mounts;
+mod mounting;
 mod operation;
-mod share;
 mod watch;
 mod worker;
-mod workspace;
 
 pub(crate) use worker::{Handover, start};

@@ -1,12 +1,12 @@
 //! Selects the function of a request, and resolves where its paths begin.
 
-use super::changes::Overlay;
 use super::channel::Channel;
+use super::disk_changes::below_mounts;
+use super::disk_changes::pack::{self, Overlay};
 use super::failure::Trouble;
+use super::mounting::{mounted, share, table, workspace};
 use super::watch::Watched;
-use super::{
-    archive, below_mounts, change, changes, content, details, inspect, mount_table, mounts, share, watch, workspace,
-};
+use super::{archive, change, content, details, inspect, watch};
 use crate::share::Relay;
 use sandboxvm_protocol::agent::files::{FileOperation, FilePath, FileReply, FileTotals};
 use std::os::fd::OwnedFd;
@@ -62,21 +62,21 @@ pub(super) fn run(
         FileOperation::Observe { path, recursive, details, network } => {
             let path = at(&path);
             if !network {
-                mounts::refuse_network(&path)?;
+                mounted::refuse_network(&path)?;
             }
             let watched = if details { Watched::Files } else { Watched::Names };
             watch::watch(channel, &path, recursive, watched)
         }
         FileOperation::Archive { path, name, follow } => archive::pack(channel, &at(&path), name.as_bytes(), follow),
         FileOperation::Extract { path, create, keep_owner } => archive::unpack(channel, &at(&path), create, keep_owner),
-        FileOperation::PackChanges => changes::pack(channel, upper, Overlay::Root),
+        FileOperation::PackChanges => pack::pack(channel, upper, Overlay::Root),
         FileOperation::ExtractBelowMounts => {
             below_mounts::enter()?;
             archive::unpack(channel, b"/", false, true)
         }
-        FileOperation::PackWorkspace { lowest } => changes::pack(channel, upper, Overlay::Workspace(lowest)),
+        FileOperation::PackWorkspace { lowest } => pack::pack(channel, upper, Overlay::Workspace(lowest)),
         FileOperation::MountWorkspace(request) => workspace::mount_workspace(&request),
-        FileOperation::Mount(table) => mount_table::mount_all(&table),
+        FileOperation::Mount(mounts) => table::mount_all(&mounts),
         FileOperation::MountShare(request) => {
             *relay = share::mount_share(&request)?;
             Ok(FileReply::Done(FileTotals::default()))

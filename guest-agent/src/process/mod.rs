@@ -1,11 +1,8 @@
 //! Processes of the host: how they are found, started, fed and read.
 //!
 //! ```text
-//! environment  variables a process starts with
+//! start        the process of a request: program, environment, pipes or terminal, init system, clone
 //! user         the user of a process
-//! program      the file that a name means
-//! spawn        pipes or terminal, and the clone (`sandboxvm_spawn`); child is the part that runs between clone and exec
-//! init         the namespaces of an init system; init_mounts is the part that runs between clone and exec
 //! cgroups      their maximum number, and the groups in which they are counted
 //! limit_counts which limits they reached
 //! stdin        bytes for a process, and the credit for them
@@ -17,19 +14,12 @@
 //! Nothing here waits: the server does, and it owns the table of [`Process`]es.
 
 pub(crate) mod cgroups;
-mod child;
-mod environment;
-mod init;
-mod init_mounts;
 pub(crate) mod limit_counts;
 pub(crate) mod output;
-mod program;
 pub(crate) mod scrollback;
 pub(crate) mod scrollback_state;
-pub(crate) mod spawn;
+pub(crate) mod start;
 pub(crate) mod stdin;
-mod strings;
-mod terminal;
 mod title;
 pub(crate) mod user;
 
@@ -99,7 +89,7 @@ impl Process {
         if let [Some(output), _] = &self.outputs
             && output.is_terminal()
         {
-            terminal::resize(output, size);
+            start::terminal::resize(output, size);
         }
     }
 

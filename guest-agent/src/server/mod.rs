@@ -11,21 +11,18 @@
 //! call is needed to change what epoll watches while a slow host stalls a process. If a process has
 //! more data than one turn moves, the next turn serves it without waiting.
 //!
-//! Limits: [`MAX_CONNECTIONS`], [`state::MAX_PROCESSES`], [`relay::MAX_RELAYS`] with two chunks
+//! Limits: [`MAX_CONNECTIONS`], [`state::MAX_PROCESSES`], [`relays::MAX_RELAYS`] with two chunks
 //! each, one frame and one read buffer for each connection, one stdin window for each process, and
 //! the output that [`detached`] keeps.
 
 mod answer;
-mod attach;
 mod clock;
 mod connection;
 mod detached;
 mod ending;
 mod error;
-mod files;
 pub(crate) mod listener;
-mod relay;
-mod relaying;
+mod relays;
 mod requests;
 mod signals;
 mod state;
@@ -39,13 +36,13 @@ use crate::identity::IdentityFiles;
 use crate::process::Process;
 use crate::process::cgroups::Cgroups;
 use crate::process::limit_counts::LimitCounts;
-use crate::process::spawn::Spawner;
+use crate::process::start::Spawner;
 use crate::slab::{Key, Slab};
 use clock::{later, now};
 use connection::{Connection, End};
 use detached::MAX_REMEMBERED;
 use listener::{Accepted, Listener};
-use relay::MAX_RELAYS;
+use relays::MAX_RELAYS;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};

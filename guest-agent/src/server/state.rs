@@ -2,11 +2,11 @@
 
 use super::connection::Connection;
 use super::listener::Listener;
-use super::relay::Relay;
+use super::relays::Relay;
 use crate::identity::IdentityFiles;
 use crate::process::Process;
 use crate::process::limit_counts::LimitCounts;
-use crate::process::spawn::Spawner;
+use crate::process::start::Spawner;
 use crate::slab::{Key, Slab};
 use rustix::process::Pid;
 use sandboxvm_protocol::agent::SignalNumber;

@@ -15,7 +15,7 @@ use crate::{
     home::{directory::DirectoryError, host::HostIdentity, layout::Home},
     manager::Manager,
     mounts::{Mounts, MountsError, share_root::ShareRoot},
-    network::{present, record::NetworkRecord, spec::NetworkSpec},
+    network::{operator::present, record::NetworkRecord, spec::NetworkSpec},
     record::SandboxRecord,
     supervision, volumes, workspace,
 };

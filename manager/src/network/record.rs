@@ -154,8 +154,7 @@ impl NetworkRecord {
 #[cfg(test)]
 mod tests {
     use super::{super::spec::tests::rules, *};
-    use crate::network::access_key::SecretKind;
-    use crate::network::secrets::{SecretSpec, SecretText, ValueSource};
+    use crate::network::secrets::{SecretKind, SecretSpec, SecretText, ValueSource};
     use sandboxvm_protocol::egress::HostName;
     use std::{net::IpAddr, os::unix::fs::PermissionsExt};
 

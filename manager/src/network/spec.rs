@@ -1,10 +1,9 @@
 //! What a sandbox is to reach, as a user asks for it.
 
 use super::{
-    access_key::{self, SecretKind},
     proxy::{ProxyError, ProxySpec},
     rules,
-    secrets::{self, HeaderRuleSpec, Kept, MAX_SECRETS, SecretSpec, ValueSource},
+    secrets::{self, HeaderRuleSpec, Kept, MAX_SECRETS, SecretKind, SecretSpec, ValueSource, access_key},
 };
 use sandboxvm_egress_policy::{
     name::{DomainName, DomainPattern},

@@ -18,7 +18,7 @@ use crate::{
         flock::Sharing,
         locks::{FileLock, LockClass},
     },
-    network::{present, record::NetworkRecord, spec::NetworkSpec},
+    network::{operator::present, record::NetworkRecord, spec::NetworkSpec},
     sandbox::Sandbox,
 };
 use futures_util::future::BoxFuture;

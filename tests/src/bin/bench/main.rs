@@ -1,26 +1,21 @@
 //! Benchmarks of this checkout on this machine. `scripts/bench` builds everything and runs this
 //! program. The results are on stdout, as a table or JSON, and everything else is on stderr.
 
-mod boot;
-mod clones;
-mod first_output;
-mod fork;
+mod copies;
 mod images;
-mod jail;
 mod neighbours;
 mod network;
-mod pool;
 mod reclaim;
-mod reset;
-mod restore;
 mod rig;
 mod server;
 mod shares;
-mod snapshot;
+mod starts;
 mod table;
 
 use clap::{Parser, Subcommand};
+use copies::{clones, fork, reset, snapshot};
 use sandboxvm_tests::interruption;
+use starts::{boot, first_output, jail, pool, restore};
 
 #[derive(Debug, Parser)]
 #[command(name = "bench", about = "Measures sandboxvm on this machine")]

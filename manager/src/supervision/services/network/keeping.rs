@@ -8,10 +8,10 @@ use crate::{
     home::directory::SandboxDirectory,
     hostile_text::one_line,
     network::{
+        operator::present,
         pins::{self, KeptPins},
-        present,
         record::NetworkRecord,
-        traffic::Traffic,
+        usage::Traffic,
     },
     sandbox::Sandbox,
     supervision::{log::Log, talk::NetworkReport},
