@@ -180,9 +180,10 @@ impl Server {
     pub async fn run(mut self, end: impl Future<Output = ()>) -> Result<(), ServerError> {
         // Separate tasks: slow work there must not keep a request waiting.
         let keep = || Arc::clone(&self.launcher);
-        let (of_time, of_samples, of_trails) = (keep(), keep(), keep());
+        let (of_time, of_samples, of_networks, of_trails) = (keep(), keep(), keep(), keep());
         let _time = AbortOnDropHandle::new(tokio::spawn(async move { of_time.registry.keep_time().await }));
         let _samples = AbortOnDropHandle::new(tokio::spawn(async move { of_samples.registry.keep_samples().await }));
+        let _networks = AbortOnDropHandle::new(tokio::spawn(async move { of_networks.registry.keep_networks().await }));
         let _trails = AbortOnDropHandle::new(tokio::spawn(async move { of_trails.registry.keep_trails().await }));
         let mut end = pin!(end);
         let mut restarts = VecDeque::new();

@@ -235,7 +235,7 @@ fn a_server_ends_a_vmm_that_was_taken_over() {
         let id = made["sandboxID"].as_str().unwrap().to_owned();
         let sandbox = Sandbox::called(&home, &id);
         let vmm = sandbox.vmm_pid();
-        let _ = sandbox.sh(&drills::asked_from_within(attack));
+        attacks(&sandbox, vmm, attack);
         let _ = server.ask("DELETE", &format!("/sandboxes/{id}"), None).expect(204);
         goes_away(vmm, attack);
         assert!(!sandbox.directory().exists(), "{attack}");
