@@ -3,12 +3,12 @@
 //! both cases.
 //!
 //! ```text
-//! in_place  the VMM resets its machine          anew  another VMM takes its place
+//! in_place  the VMM resets its machine      replaced  another VMM takes its place
 //! ```
 
-mod anew;
 mod error;
 mod in_place;
+mod replaced;
 
 pub use error::ResetError;
 
@@ -26,8 +26,8 @@ use crate::{
     },
     workspace,
 };
-use anew::Found;
 use futures_util::future::BoxFuture;
+use replaced::Found;
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_protocol::{ids::SandboxName, vmm::ResetReport};
 use std::time::Duration;
