@@ -1,10 +1,10 @@
 //! Requests through a whole device: transport, queue, request, disk.
 
-use super::super::{BLOCK_SIZE, BlockDevice, BlockError, REQUESTS_PER_WAKE};
+use super::super::{BLOCK_SIZE, BlockDevice, BlockError, DiskPace, REQUESTS_PER_WAKE, pace::Cost};
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::mock_driver::{BUFFERS, HIGH_START, LOW_END, MockDriver, Part};
-use sandboxvm_protocol::vmm::SLOT_CAPACITY;
-use std::{fs::File, io::Write, os::unix::fs::FileExt};
+use sandboxvm_protocol::{machine::DiskLimits, vmm::SLOT_CAPACITY};
+use std::{fs::File, io::Write, os::unix::fs::FileExt, time::Instant};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -223,6 +223,33 @@ fn discard_and_write_zeroes_do_what_their_flags_allow() {
     assert_eq!(request(&mut driver, VIRTIO_BLK_T_DISCARD, 0, &[]), IOERR);
     assert_eq!(request(&mut driver, VIRTIO_BLK_T_DISCARD, 0, &[Part::Readable(DATA, 24)]), IOERR);
     assert_eq!(read_sectors(&mut driver, 65, 1), sector(65));
+}
+
+#[test]
+fn each_kind_of_request_costs_the_operations_that_the_host_carries_out() {
+    let kinds: [(&str, u64, fn(&mut MockDriver)); 4] = [
+        ("read", 1, |driver| drop(read_sectors(driver, 0, 8))),
+        ("flush", 1, |driver| assert_eq!(request(driver, VIRTIO_BLK_T_FLUSH, 0, &[]), OK)),
+        ("unknown", 1, |driver| assert_eq!(request(driver, 99, 0, &[]), UNSUPP)),
+        ("three ranges", 3, |driver| {
+            let ranges = [(0, 8, 0), (8, 8, 0), (16, 8, 0)];
+            assert_eq!(clear(driver, VIRTIO_BLK_T_DISCARD, &ranges), OK);
+        }),
+    ];
+    for (kind, operations, ask) in kinds {
+        let pace = DiskPace::default();
+        let device = BlockDevice::writable(image(), vec![tempfile::tempfile().unwrap()]).unwrap();
+        let mut driver = MockDriver::live(Box::new(device.at_pace(pace.clone())));
+        let begin = Instant::now();
+        pace.limit(DiskLimits { operations: 10.try_into().ok(), ..DiskLimits::default() });
+        ask(&mut driver);
+        // Ten more, so that more is owed than the quarter of a second that is free.
+        pace.spend(Cost { bytes: 0, operations: 10 });
+        let owed = pace.delay().map_or(0.0, |delay| (delay.as_secs_f64() + 0.25) * 10.0 - 10.0);
+        let most = f64::from(u32::try_from(operations).unwrap());
+        let paid = begin.elapsed().as_secs_f64() * 10.0;
+        assert!(owed <= most && owed > most - paid - 0.1, "{kind}: {owed} operations");
+    }
 }
 
 #[test]
