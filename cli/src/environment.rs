@@ -2,7 +2,7 @@
 //! a server logs.
 
 use crate::{failure::Failure, options::values};
-use sandboxvm_images::bundle::{Bundle, BundleSources};
+use sandboxvm_images::bundle::{Bundle, BundleSources, Part};
 use sandboxvm_manager::{AdmissionRules, Manager};
 use std::{env, ffi::OsString, path::PathBuf};
 use tracing_subscriber::filter::Targets;
@@ -29,7 +29,8 @@ fn home_from(root: bool, var: impl Fn(&str) -> Option<OsString>) -> Option<PathB
 /// Opens the home.
 pub(crate) fn manager() -> Result<Manager, Failure> {
     let rules = rules_from(|name| env::var_os(name).filter(|value| !value.is_empty())).map_err(Failure::new)?;
-    Ok(Manager::open(&home()?)?.with_rules(rules))
+    let manager = Manager::open(&home()?)?.with_rules(rules);
+    Ok(manager.with_share_program(bundle(None, None).path(Part::Share).to_owned()))
 }
 
 /// Returns the path of a file of the user's configuration: in `sandboxvm/` below `$XDG_CONFIG_HOME`, else `~/.config`.

@@ -33,8 +33,8 @@ pub struct Confinement<'a> {
     pub users: &'a [User],
     /// Namespaces and files; `None` keeps those of the host.
     pub namespaces: Option<Network>,
-    /// What of the host's files stays visible in its root, if it gets namespaces.
-    pub content: Option<Content<'a>>,
+    /// What of the host's files stays visible in its root, if it gets namespaces: at most two.
+    pub contents: &'a [Content<'a>],
     /// Maximum of each resource, in the unit of setrlimit(2). The process may have less before, and then keeps less. Core
     /// files, locked memory, message queues and priorities are 0 in any case.
     pub limits: &'a [(Resource, u64)],
@@ -69,7 +69,7 @@ impl Confinement<'_> {
         }
         let is_root = geteuid().is_root() && !self.users.is_empty();
         if let Some(network) = self.namespaces {
-            missing.extend(namespaces::leave_the_host(network, self.content, is_root)?);
+            missing.extend(namespaces::leave_the_host(network, self.contents, is_root)?);
         }
         if is_root {
             missing.extend(identity::become_one_of(self.users)?);

@@ -25,7 +25,7 @@ pub enum Network {
     OfHost,
 }
 
-/// A file or directory of the host that stays visible, at [`Content::PATH`] and without what is mounted below it. It has no
+/// A file or directory of the host that stays visible, in the root and without what is mounted below it. It has no
 /// device, no program and no set-user-ID file that counts.
 #[derive(Debug, Clone, Copy)]
 pub struct Content<'a> {
@@ -33,24 +33,19 @@ pub struct Content<'a> {
     pub file: BorrowedFd<'a>,
     /// Refuse all changes.
     pub read_only: bool,
-}
-
-impl Content<'_> {
-    /// Where it is in the otherwise empty root.
-    pub const PATH: &'static str = "/content";
+    /// Its name in the otherwise empty root.
+    pub name: &'static str,
 }
 
 /// Where the empty root is built before it becomes the root: any directory that always exists.
 const STAGE: &str = "/tmp";
-/// [`Content::PATH`] on the stage.
-const STAGED_CONTENT: &str = "/tmp/content";
 
 /// Leaves the host's mounts, IPC objects, host name and control groups, and its network if it is not to be kept. The root
-/// is an empty, read-only directory afterwards, except for `content`. An ordinary user does so in a user namespace. Returns what the host
+/// is an empty, read-only directory afterwards, except for `contents`. An ordinary user does so in a user namespace. Returns what the host
 /// refuses, as in a container.
 pub(super) fn leave_the_host(
     network: Network,
-    content: Option<Content<'_>>,
+    contents: &[Content<'_>],
     is_root: bool,
 ) -> Result<Option<Missing>, Step> {
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
@@ -62,11 +57,11 @@ pub(super) fn leave_the_host(
     if let Err(error) = unshared {
         return Ok(missing(Part::Namespaces, error));
     }
-    if !is_root && content.is_some() {
+    if !is_root && !contents.is_empty() {
         // Without them, owners of files could not be distinguished, and everything else works.
         let _ = keep_ids(user, group);
     }
-    if let Err(error) = stage_root(content) {
+    if let Err(error) = stage_root(contents) {
         return Ok(missing(Part::EmptyRoot, error));
     }
     enter_root().map(|()| None)
@@ -84,31 +79,33 @@ fn keep_ids(user: u32, group: u32) -> std::io::Result<()> {
     fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
 }
 
-fn stage_root(content: Option<Content<'_>>) -> Result<(), Errno> {
+fn stage_root(contents: &[Content<'_>]) -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     // First, since it may be below the stage.
-    let tree = content.map(take_content).transpose()?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("sandboxvm", STAGE, "tmpfs", flags, Some(c"size=4k,nr_inodes=3,mode=0555"))?;
-    if let (Some(content), Some(tree)) = (content, tree) {
+    let trees = contents.iter().map(|content| Ok((content, take_content(content)?)));
+    let trees = trees.collect::<Result<Vec<_>, Errno>>()?;
+    let all = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("sandboxvm", STAGE, "tmpfs", all, Some(c"size=4k,nr_inodes=4,mode=0555"))?;
+    for (content, tree) in trees {
+        let staged = format!("{STAGE}/{}", content.name);
         if fstat(&tree)?.st_mode & libc::S_IFMT == libc::S_IFDIR {
-            mkdir(STAGED_CONTENT, Mode::RWXU)?;
+            mkdir(&*staged, Mode::RWXU)?;
         } else {
-            open(STAGED_CONTENT, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR)?;
+            open(&*staged, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR)?;
         }
-        move_mount(&tree, c"", CWD, STAGED_CONTENT, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-        let mut flags = flags | MountFlags::BIND;
+        move_mount(&tree, c"", CWD, &*staged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        let mut flags = all | MountFlags::BIND;
         // What a mount of the host refuses stays refused: an ordinary user may not lift that.
         let is_read_only = fstatvfs(&tree)?.f_flag.contains(StatVfsMountFlags::RDONLY);
         flags.set(MountFlags::RDONLY, content.read_only || is_read_only);
-        mount_remount(STAGED_CONTENT, flags, c"")?;
+        mount_remount(&*staged, flags, c"")?;
     }
     Ok(())
 }
 
 /// Takes the mount of the content, without what is mounted below it. Mounts can be taken only by a path of the present mount
 /// namespace, so its path is looked up, and what is found there must be the file of the descriptor.
-fn take_content(content: Content<'_>) -> Result<OwnedFd, Errno> {
+fn take_content(content: &Content<'_>) -> Result<OwnedFd, Errno> {
     let path = readlinkat(CWD, format!("/proc/self/fd/{}", content.file.as_raw_fd()), Vec::new())?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     let tree = match open_tree(CWD, &path, flags) {

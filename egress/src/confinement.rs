@@ -53,7 +53,7 @@ fn confine(
     let user = |id| User { uid: id, gid: id };
     let users = [user(FIRST_USER + std::process::id()), user(SHARED_USER)];
     let (namespaces, threads, ends_first) = (Some(network), 1, ENDS_FIRST);
-    Confinement { process, users: &users, namespaces, content: None, limits, threads, ends_first, filter }.apply()
+    Confinement { process, users: &users, namespaces, contents: &[], limits, threads, ends_first, filter }.apply()
 }
 
 /// The egress process reads and writes what it has. It makes no socket, connects none, and sends to no address: sockets of

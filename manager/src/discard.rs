@@ -10,6 +10,7 @@ use crate::{
         names,
     },
     limits::cpu_share,
+    mounts::share_copy,
     network::secrets,
     supervision,
     vmm::{
@@ -87,6 +88,7 @@ pub(crate) fn delete(home: &Home, path: &Path) -> Result<(), DirectoryError> {
             return Ok(());
         }
     }
+    share_copy::clear_all(home, &directory)?;
     gone(fs::remove_dir_all(path)).map_err(|e| DirectoryError::new("remove", path, e))
 }
 

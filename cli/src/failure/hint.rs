@@ -19,7 +19,7 @@ const SNAPSHOT_AGAIN: &str = "create the snapshot again";
 const OTHER_VERSION: &str = "use the version of sandboxvm that wrote the file";
 const READ_ONLY_VOLUME: &str = "create a sandbox that mounts the volume with :ro";
 const SHARE_ON_FORK: &str =
-    "`--share-on-fork ro` lets the copies read it, `--share-on-fork share` also write; a --workspace is copied";
+    "`--share-on-fork copy` gives each copy its own files, `ro` lets the copies read these, `share` also write";
 const RESUME_FIRST: &str = "`sandboxvm resume SANDBOX` makes it continue";
 const BUILD: &str = "scripts/quickstart builds it again";
 
@@ -142,6 +142,7 @@ fn of_mounts(error: &(dyn Error + 'static)) -> Option<String> {
     match is(error)? {
         ForkError::WritableVolume { .. } => fixed(READ_ONLY_VOLUME),
         ForkError::WritableShare { .. } => fixed(SHARE_ON_FORK),
+        ForkError::CopiedShare { .. } => fixed("use `--share-on-fork copy`"),
         ForkError::Hold(HoldError::Paused(_)) => fixed(RESUME_FIRST),
         _ => None,
     }

@@ -104,7 +104,7 @@ fn volume(given: &OsStr) -> Result<MountSpec, String> {
     let source = if source.is_empty() {
         return Err("the source is empty: expected SOURCE:PATH".to_owned());
     } else if source.starts_with(['/', '.', '~']) {
-        MountSource::HostDirectory { path: absolute(source)?, read_only, uid: 0, gid: 0 }
+        MountSource::HostDirectory { path: absolute(source)?, read_only, uid: 0, gid: 0, copied: false }
     } else if source.contains('/') {
         return Err("a directory of the host starts with '/', './', '../' or '~/'".to_owned());
     } else {

@@ -116,7 +116,16 @@ pub(crate) mod tests {
         };
         let version = FileVersion { device: 2049, inode: 132, size: 10 << 30, modified_ns: 1_690_000_000_000_000_000 };
         let sources = [
-            ("/data", MountSource::HostDirectory { path: "/home/me/data".into(), read_only: true, uid: 0, gid: 0 }),
+            (
+                "/data",
+                MountSource::HostDirectory {
+                    path: "/home/me/data".into(),
+                    read_only: true,
+                    uid: 0,
+                    gid: 0,
+                    copied: false,
+                },
+            ),
             ("/models", volume("models", true, Some(version))),
             ("/root/.cache", volume("cache", false, None)),
             ("/scratch", MountSource::Tmpfs(Tmpfs { size: Some(64 << 20), mode: Some(0o700), exec: true })),

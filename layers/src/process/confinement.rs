@@ -38,7 +38,7 @@ pub fn confine(limits: &Limits) -> Result<Vec<Missing>, ConfineError> {
         process: "layer process",
         users: &[user(FIRST_USER + std::process::id()), user(SHARED_USER)],
         namespaces: Some(Network::Empty),
-        content: None,
+        contents: &[],
         limits: &resources,
         threads: 1,
         ends_first: ENDS_FIRST,

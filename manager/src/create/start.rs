@@ -56,7 +56,7 @@ impl Manager {
     /// Makes volumes that do not exist.
     async fn provide(&self, mounts: &Mounts) -> Result<(), CreateError> {
         for share in mounts.shares() {
-            ShareRoot::of(&self.home, &share)?;
+            ShareRoot::of_host(&self.home, &share)?;
         }
         if mounts.is_empty() {
             return Ok(());

@@ -161,13 +161,28 @@ pub(crate) fn check_room(home: &Home, asked: u64) -> Result<(), AdmissionError> 
     check_room_by(home, home.rules(), asked)
 }
 
-fn check_room_by(home: &Home, rules: &AdmissionRules, asked: u64) -> Result<(), AdmissionError> {
+/// Returns how many bytes can be written to the home's file system until it is at its floor.
+pub(crate) fn room(home: &Home) -> Result<u64, DirectoryError> {
+    let (left, floor) = room_and_floor(home, home.rules())?;
+    Ok(left.saturating_sub(floor))
+}
+
+/// Returns how many bytes of the home's file system stay free.
+pub(crate) fn disk_floor(home: &Home) -> Result<u64, DirectoryError> {
+    room_and_floor(home, home.rules()).map(|(_, floor)| floor)
+}
+
+fn room_and_floor(home: &Home, rules: &AdmissionRules) -> Result<(u64, u64), DirectoryError> {
     let root = home.root();
     let room = rustix::fs::statvfs(root).map_err(|error| DirectoryError::new("examine", root, error))?;
     let (size, left) = (room.f_blocks.saturating_mul(room.f_frsize), room.f_bavail.saturating_mul(room.f_frsize));
-    let floor = rules.free_disk.unwrap_or_else(|| default_disk_floor(size));
+    Ok((left, rules.free_disk.unwrap_or_else(|| default_disk_floor(size))))
+}
+
+fn check_room_by(home: &Home, rules: &AdmissionRules, asked: u64) -> Result<(), AdmissionError> {
+    let (left, floor) = room_and_floor(home, rules)?;
     if floor > 0 && left < floor.saturating_add(asked) {
-        let home = root.display().to_string();
+        let home = home.root().display().to_string();
         return Err(AdmissionError::NoDisk {
             asked_mib: asked / MIB,
             available_mib: left / MIB,

@@ -4,11 +4,13 @@
 //! ```text
 //! spec       what is mounted where, also in the record of a sandbox      path   where in the guest
 //! share_root a directory of the host, open
+//! share_copy the copy of such a directory that a fork has
 //! mounting   tells the agent to mount it
 //! ```
 
 pub(crate) mod mounting;
 mod path;
+pub(crate) mod share_copy;
 pub(crate) mod share_root;
 pub(crate) mod spec;
 

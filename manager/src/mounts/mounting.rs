@@ -5,7 +5,8 @@
 //! Repeating the request is harmless.
 
 use super::{
-    share_root::{ShareRoot, ShareRootError},
+    share_copy,
+    share_root::ShareRootError,
     spec::{MountSource, Mounts, Share, Tmpfs},
 };
 use crate::{
@@ -104,7 +105,8 @@ impl Sandbox {
     /// Returns the requests, in an order in which each mount comes after those that it lies in. The first
     /// volume is disk `first`.
     fn steps(&self, mounts: &Mounts, read_only_root: bool, first: usize) -> Result<Vec<Step>, TableError> {
-        let is_directory = |share: &Share<'_>| Ok(ShareRoot::of(&self.home, share)?.is_directory);
+        let is_directory =
+            |share: &Share<'_>| Ok(share_copy::open_share(&self.home, &self.directory, share)?.is_directory);
         steps(mounts, read_only_root, first, is_directory)
     }
 }
@@ -183,7 +185,7 @@ mod tests {
     fn shares_are_mounted_after_what_they_lie_in_and_before_what_lies_in_them() {
         let share = |path: &str, at: &str, read_only| MountSpec {
             at: MountPath::try_from(at.to_owned()).unwrap(),
-            source: MountSource::HostDirectory { path: path.into(), read_only, uid: 0, gid: 0 },
+            source: MountSource::HostDirectory { path: path.into(), read_only, uid: 0, gid: 0, copied: false },
         };
         let mounts = vec![
             share("/host/app", "/app", false),

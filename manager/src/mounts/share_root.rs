@@ -1,8 +1,7 @@
 //! Opens a directory or file of the host that a sandbox shares. May not open anything in it.
 
 use super::spec::Share;
-use crate::home::layout::Home;
-use crate::shared_volumes::SharedVolumeId;
+use crate::{home::layout::Home, shared_volumes::SharedVolumeId};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2, readlinkat},
     io::Errno,
@@ -57,8 +56,8 @@ pub(crate) struct ShareRoot {
 }
 
 impl ShareRoot {
-    /// Opens what a sandbox shares.
-    pub(crate) fn of(home: &Home, share: &Share<'_>) -> Result<Self, ShareRootError> {
+    /// Opens what of the host a sandbox shares.
+    pub(crate) fn of_host(home: &Home, share: &Share<'_>) -> Result<Self, ShareRootError> {
         match share.limits {
             None => Self::open(home, share.path),
             Some(_) => Self::open_volume(home, share.path),

@@ -101,6 +101,9 @@ pub enum MountSource {
         /// Group ID of these files in the guest.
         #[serde(default)]
         gid: u32,
+        /// The sandbox is a fork, and has a copy of the directory instead, in its own directory.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        copied: bool,
     },
     /// A volume of the server, which several sandboxes write.
     SharedVolume {
@@ -259,7 +262,7 @@ impl Mounts {
     pub(crate) fn with_shares_of(mut self, given: &Self, snapshot: &SandboxName) -> Result<Self, MountsError> {
         let mut used = 0;
         for MountSpec { at, source } in &mut self.0 {
-            let MountSource::HostDirectory { path, read_only, .. } = source else { continue };
+            let MountSource::HostDirectory { path, read_only, copied, .. } = source else { continue };
             let Some(share) = given.shares().find(|share| share.at == at) else {
                 let (snapshot, at, path) = (snapshot.clone(), at.clone(), path.clone());
                 return Err(MountsError::NoHostDirectory { snapshot, at, path });
@@ -267,7 +270,7 @@ impl Mounts {
             if *read_only && !share.read_only {
                 return Err(MountsError::ReadOnlyInSnapshot { snapshot: snapshot.clone(), at: at.clone() });
             }
-            (*path, *read_only) = (share.path.to_owned(), share.read_only);
+            (*path, *read_only, *copied) = (share.path.to_owned(), share.read_only, false);
             used += 1;
         }
         if used == given.0.len() { Ok(self) } else { Err(MountsError::OfSnapshot(snapshot.clone())) }
@@ -278,8 +281,8 @@ impl Mounts {
         let form = |mounts: &Self| {
             let mut mounts = mounts.clone().without_versions();
             for mount in &mut mounts.0 {
-                if let MountSource::HostDirectory { path, read_only, .. } = &mut mount.source {
-                    (*path, *read_only) = (PathBuf::new(), false);
+                if let MountSource::HostDirectory { path, read_only, copied, .. } = &mut mount.source {
+                    (*path, *read_only, *copied) = (PathBuf::new(), false, false);
                 }
             }
             mounts
@@ -295,6 +298,21 @@ impl Mounts {
             }
         }
         self
+    }
+
+    /// Returns the same mounts, with copies in place of the directories of the host that can be written.
+    pub(crate) fn with_copied_shares(mut self) -> Self {
+        for mount in &mut self.0 {
+            if let MountSource::HostDirectory { read_only: false, copied, .. } = &mut mount.source {
+                *copied = true;
+            }
+        }
+        self
+    }
+
+    /// Returns a share of which the sandbox has a copy, if it has one.
+    pub(crate) fn copied_share(&self) -> Option<Share<'_>> {
+        self.shares().find(|share| share.copied)
     }
 
     /// Returns a directory of the host that the sandbox can write, if it has one.
@@ -318,21 +336,22 @@ impl Mounts {
     /// Returns the directories of the host and the volumes of the server, with their numbers.
     pub fn shares(&self) -> impl Iterator<Item = Share<'_>> {
         let shares = self.0.iter().filter_map(|mount| match &mount.source {
-            MountSource::HostDirectory { path, read_only, uid, gid } => {
-                Some((&mount.at, path, *read_only, (*uid, *gid), None))
+            MountSource::HostDirectory { path, read_only, uid, gid, copied } => {
+                Some((&mount.at, path, *read_only, (*uid, *gid), None, *copied))
             }
             MountSource::SharedVolume { path, bytes, names } => {
-                Some((&mount.at, path, false, (0, 0), Some(Limits { bytes: *bytes, names: *names })))
+                Some((&mount.at, path, false, (0, 0), Some(Limits { bytes: *bytes, names: *names }), false))
             }
             MountSource::Volume { .. } | MountSource::Tmpfs(_) => None,
         });
-        ShareNumber::all().zip(shares).map(|(number, (at, path, read_only, owner, limits))| Share {
+        ShareNumber::all().zip(shares).map(|(number, (at, path, read_only, owner, limits, copied))| Share {
             number,
             at,
             path,
             read_only,
             owner,
             limits,
+            copied,
         })
     }
 
@@ -369,6 +388,8 @@ pub struct Share<'a> {
     pub owner: (u32, u32),
     /// What it may contain, if it is a volume of the server.
     pub limits: Option<Limits>,
+    /// The sandbox has a copy of the directory in its own directory.
+    pub copied: bool,
 }
 
 /// A volume of a sandbox.
@@ -439,7 +460,8 @@ pub(crate) mod tests {
         assert!(refused(many).contains("invalid number of mounts"));
         assert!(refused(vec![tmpfs("/a", Tmpfs { size: Some(1), ..Tmpfs::default() })]).contains("of 1 bytes"));
         assert!(refused(vec![tmpfs("/a", Tmpfs { mode: Some(0o10000), ..Tmpfs::default() })]).contains("mode 10000"));
-        let directory = MountSource::HostDirectory { path: "data".into(), read_only: true, uid: 0, gid: 0 };
+        let directory =
+            MountSource::HostDirectory { path: "data".into(), read_only: true, uid: 0, gid: 0, copied: false };
         let at = MountPath::try_from("/data".to_owned()).unwrap();
         assert!(refused(vec![MountSpec { at, source: directory }]).contains("absolute path"));
     }
@@ -448,7 +470,7 @@ pub(crate) mod tests {
     fn shares_of_a_snapshot_are_chosen_again_and_never_become_writable() {
         let share = |path: &str, at: &str, read_only, uid| MountSpec {
             at: MountPath::try_from(at.to_owned()).unwrap(),
-            source: MountSource::HostDirectory { path: path.into(), read_only, uid, gid: uid },
+            source: MountSource::HostDirectory { path: path.into(), read_only, uid, gid: uid, copied: false },
         };
         let mounts = |mounts: &[MountSpec]| Mounts::new(mounts.to_vec()).unwrap();
         let tmp = tmpfs("/tmp", Tmpfs::default());

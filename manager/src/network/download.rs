@@ -1,6 +1,7 @@
 //! Which addresses this process may connect to when it downloads something that a sandbox or a build names: what the
-//! network of that sandbox would reach, and nothing below the floor. The decision is about an address after its name was
-//! resolved, so a redirect or another answer of a resolver changes nothing. May not resolve a name or connect.
+//! network of that sandbox would reach, and nothing below the floor. As for a guest, the policy first decides whether a
+//! name may be resolved at all, and then about the address, so a redirect or another answer of a resolver changes
+//! nothing. May not resolve a name or connect.
 
 use super::{
     operator::NetworkOperator,
@@ -60,6 +61,12 @@ impl DownloadReach {
 }
 
 impl RegistryReach for DownloadReach {
+    fn may_resolve(&self, host: &str) -> bool {
+        // A name that no rule can be about is not needed for anything.
+        let Ok(name) = DomainName::parse(host.as_bytes()) else { return false };
+        matches!(self.policy.asked(&name), Decision::Allow(_))
+    }
+
     fn allows(&self, host: &str, address: SocketAddr) -> bool {
         let Ok(plain) = self.floor.check(address.ip()) else { return false };
         let is_opened = self.opened.iter().any(|net| net.contains(&plain));
@@ -128,6 +135,18 @@ mod tests {
         assert!(!allows(&public, "ads.example", "93.184.215.14:443"));
         let nothing = reach(&spec(Reach::Nothing, &["a.example"], &[]), &[]);
         assert!(!allows(&nothing, "a.example", "93.184.215.14:443"));
+    }
+
+    #[test]
+    fn names_that_the_policy_refuses_are_not_resolved() {
+        let listed =
+            reach(&spec(Reach::Listed, &["a.example:443", "*.b.example", "192.0.2.0/24"], &["x.b.example"]), &[]);
+        let names = ["a.example", "c.b.example", "x.b.example", "data.attacker.example", "not a name"];
+        assert_eq!(names.map(|name| listed.may_resolve(name)), [true, true, false, false, false]);
+        let public = reach(&spec(Reach::Public, &[], &["ads.example"]), &[]);
+        assert_eq!(["a.example", "ads.example"].map(|name| public.may_resolve(name)), [true, false]);
+        let nothing = reach(&spec(Reach::Nothing, &["a.example"], &[]), &[]);
+        assert!(!nothing.may_resolve("a.example"));
     }
 
     #[test]

@@ -58,8 +58,8 @@ impl Manager {
     }
 }
 
-/// Removes everything in the directory of a volume that was removed.
-pub(super) fn clear(program: &Path, volume: &Path) -> io::Result<()> {
+/// Removes everything in the directory of a volume that was removed, or of a copy of a share.
+pub(crate) fn clear(program: &Path, volume: &Path) -> io::Result<()> {
     let mut command = Command::new(program);
     command.arg("removal").env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(open(volume)?).stderr(Stdio::piped());

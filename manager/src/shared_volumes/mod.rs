@@ -13,6 +13,7 @@ mod id;
 mod store;
 
 pub use content::ContentProcess;
+pub(crate) use content::clear;
 pub use id::{SharedVolumeId, SharedVolumeIdError};
 pub use sandboxvm_share::content as volume_content;
 pub use store::SharedVolumeError;

@@ -30,6 +30,7 @@ mod start;
 pub(crate) mod status;
 mod talk;
 
+pub(crate) use services::child::Child;
 pub(crate) use services::listeners::forget;
 pub(crate) use start::plan;
 pub use talk::NetworkReport;

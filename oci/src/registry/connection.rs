@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use hyper::{Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use std::{fs, io, sync::Arc, time::Duration};
+use std::{fs, io, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, lookup_host},
@@ -109,6 +109,9 @@ impl Drop for AbortOnDrop {
 
 async fn connect(target: &Target, options: &RegistryOptions) -> Result<TcpStream, RegistryError> {
     let fail = |problem: String| RegistryError::Unreachable { host: target.authority(), problem };
+    if target.host.parse::<IpAddr>().is_err() && !options.reach.may_resolve(&target.host) {
+        return Err(RegistryError::NotAllowed(target.authority()));
+    }
     let resolved = timeout(CONNECT, lookup_host((target.host.as_str(), target.port))).await;
     let addresses = resolved.map_err(|_| fail("resolving its name timed out".into()))?;
     let mut problem = RegistryError::NotAllowed(target.authority());

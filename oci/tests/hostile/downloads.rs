@@ -23,6 +23,10 @@ async fn fetch(url: &str, options: &RegistryOptions) -> (Result<Downloaded, Regi
 struct Only(u16);
 
 impl Reach for Only {
+    fn may_resolve(&self, host: &str) -> bool {
+        host == "localhost"
+    }
+
     fn allows(&self, host: &str, address: SocketAddr) -> bool {
         host == "localhost" && address.port() == self.0
     }
@@ -84,4 +88,16 @@ async fn redirects_lead_to_no_address_that_is_not_allowed() {
     let error = download(&url, false, &anywhere, 100, &mut Vec::new()).await.unwrap_err();
     assert!(matches!(error, RegistryError::NotEncrypted(_)));
     assert_eq!(secret.count("GET", "/"), 1);
+}
+
+/// A resolver's question carries data to the owner of a zone.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_not_allowed_are_not_resolved() {
+    // No such name exists, so resolving it fails, after the host's resolver was asked.
+    let url = "https://data.attacker.invalid/";
+    let error = fetch(url, &options(&[])).await.0.unwrap_err();
+    assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
+    let limited = RegistryOptions { reach: Arc::new(Only(443)), ..options(&[]) };
+    let error = fetch(url, &limited).await.0.unwrap_err();
+    assert!(matches!(error, RegistryError::NotAllowed(_)), "{error}");
 }

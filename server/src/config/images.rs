@@ -134,6 +134,11 @@ struct AboveFloor {
 }
 
 impl RegistryReach for AboveFloor {
+    /// Registries may be anywhere above the floor, so their names are asked for first.
+    fn may_resolve(&self, _: &str) -> bool {
+        true
+    }
+
     fn allows(&self, host: &str, address: SocketAddr) -> bool {
         let with_port = format!("{host}:{}", address.port());
         let is_usual = matches!(address.port(), 80 | 443);

@@ -50,7 +50,7 @@ pub fn confine(user: Option<FrontUser>, connects: bool) -> Result<(), ConfineErr
         users: user.as_slice(),
         // The filter alone keeps the front of another user from files and networks.
         namespaces: user.filter(|_| !connects).map(|_| Network::Empty),
-        content: None,
+        contents: &[],
         limits: &[(Resource::Data, MAX_DATA)],
         threads: MAX_THREADS,
         ends_first: ENDS_FIRST,

@@ -21,7 +21,7 @@ mod views;
 mod volumes;
 
 use crate::{
-    access::Credentials,
+    access::{Credentials, rate::RateLimits},
     channel::request::Figures,
     concurrency::{ConcurrencyLimit, Places as ContentPlaces},
     config::Config,
@@ -76,6 +76,8 @@ pub(crate) struct Launcher {
     pub(crate) places: Places,
     /// Processes that serve requests about files of volumes.
     pub(crate) content_places: ConcurrencyLimit,
+    /// How often clients ask about files of volumes: each request starts a process.
+    pub(crate) content_pace: RateLimits,
 }
 
 pub(crate) type SharedLauncher = Arc<Launcher>;

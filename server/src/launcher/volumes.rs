@@ -14,7 +14,11 @@ use crate::{
 };
 use sandboxvm_manager::{ContentLimits, SharedVolumeId};
 use serde_json::{Value, json};
-use std::{os::fd::OwnedFd, sync::Arc, time::SystemTime};
+use std::{
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 use tokio::sync::oneshot;
 
 /// Longest a token could be.
@@ -59,6 +63,13 @@ impl Launcher {
         if !permits.map_err(|error| Failure::internal(error.to_string()))? {
             return Err(denied());
         }
+        let rate = self.config.requests_per_second;
+        self.content_pace.take(&owner, rate, Instant::now()).map_err(|_| {
+            Failure::new(
+                Why::Quota,
+                format!("an API key is limited to {rate} requests per second about files of volumes"),
+            )
+        })?;
         let place: Place =
             self.content_places.try_enter(&owner, None).map_err(|full| Failure::new(Why::Quota, full.to_string()))?;
         let (begun, has_begun) = oneshot::channel();

@@ -2,6 +2,7 @@
 
 use super::path::{Found, VolumePath};
 use crate::{
+    protocol::Name,
     root::{self, Identity, Root, kind},
     volume::ownership::Ownership,
 };
@@ -33,16 +34,30 @@ pub(super) struct Entry {
 pub(super) fn open(root: &Root, path: &VolumePath, found: &Found) -> Result<OwnedFd, Errno> {
     let Some((above, name)) = path.split() else { return root::open_directory(root.file()) };
     let directory = above.find_directory(root).map_err(|_| Errno::STALE)?;
-    root::open(&*directory, name.bytes(), OFlags::RDONLY, Identity::from(&found.stat))
+    open_in(&directory, name, found)
+}
+
+/// Opens what was found in a directory, for reading.
+fn open_in(directory: &OwnedFd, name: Name<'_>, found: &Found) -> Result<OwnedFd, Errno> {
+    root::open(directory, name.bytes(), OFlags::RDONLY, Identity::from(&found.stat))
 }
 
 impl Entry {
     /// Describes what was found.
     pub(super) fn of(root: &Root, path: &VolumePath, found: &Found) -> Self {
+        Self::described(path, found, || open(root, path, found))
+    }
+
+    /// Describes what was found in an open directory. The path is not resolved again: that of a deep entry is long.
+    pub(super) fn in_directory(directory: &OwnedFd, name: Name<'_>, path: &VolumePath, found: &Found) -> Self {
+        Self::described(path, found, || open_in(directory, name, found))
+    }
+
+    fn described(path: &VolumePath, found: &Found, open: impl Fn() -> Result<OwnedFd, Errno>) -> Self {
         let stat = &found.stat;
         let (r#type, file, target) = match kind(stat) {
-            libc::S_IFREG => ("file", open(root, path, found).ok(), None),
-            libc::S_IFDIR => ("directory", open(root, path, found).ok(), None),
+            libc::S_IFREG => ("file", open().ok(), None),
+            libc::S_IFDIR => ("directory", open().ok(), None),
             libc::S_IFLNK => {
                 let target = readlinkat(&found.file, c"", Vec::new()).ok();
                 ("symlink", None, target.map(|target| target.to_string_lossy().into_owned()))

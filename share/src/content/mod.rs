@@ -9,11 +9,12 @@ mod request;
 pub use request::{Answer, Failure, MAX_FRAME, MAX_PIECE, Request, SetOwner, Why};
 
 use crate::{
+    protocol::Name,
     root::{self, Root, examine, kind},
     volume::{Volume, ownership::Ownership},
 };
 use entry::Entry;
-use path::{VolumePath, failure};
+use path::{Found, VolumePath, failure};
 use rustix::{
     fs::{CWD, Mode, OFlags, RawDir, ResolveFlags, openat2},
     io::{Errno, pread, pwrite},
@@ -139,12 +140,13 @@ fn list(root: &Root, path: &VolumePath, depth: u32) -> Result<Vec<u8>, Failure> 
         let mut below = Vec::new();
         for name in names {
             let path = path.joined(&name);
+            let Ok(name) = Name::new(&name) else { continue };
             // It may be gone by now.
-            let Ok(found) = path.find(root) else { continue };
+            let Ok(found) = Found::in_directory(&directory, name) else { continue };
             if json.len() > 1 {
                 json.push(b',');
             }
-            json.extend(encoded(&Entry::of(root, &path, &found))?);
+            json.extend(encoded(&Entry::in_directory(&directory, name, &path, &found))?);
             if json.len() > MAX_LIST {
                 return Err(failure(Why::Invalid, "the list is longer than 16 MiB: list fewer levels at a time"));
             }

@@ -27,6 +27,14 @@ pub(super) struct Found {
     pub(super) stat: Statx,
 }
 
+impl Found {
+    /// Finds an entry of an open directory.
+    pub(super) fn in_directory(directory: &OwnedFd, name: Name<'_>) -> Result<Self, Errno> {
+        let file = Arc::new(root::find(directory, name)?);
+        Ok(Self { stat: examine(&file)?, file })
+    }
+}
+
 pub(super) fn failure(why: Why, message: impl Into<String>) -> Failure {
     Failure { why, message: message.into() }
 }

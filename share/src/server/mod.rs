@@ -9,6 +9,7 @@ mod volume;
 mod xattrs;
 
 use crate::{
+    copy::Copied,
     handles::Handles,
     limits::Limits,
     nodes::{Nodes, Place, ROOT},
@@ -54,6 +55,7 @@ pub struct Server {
     root: Root,
     settings: Settings,
     volume: Option<Volume>,
+    copied: Option<Copied>,
     host: Owner,
     nodes: Mutex<Nodes>,
     handles: Mutex<Handles>,
@@ -75,13 +77,19 @@ impl Server {
         Self { volume: Some(volume), ..Self::new(root, settings) }
     }
 
+    /// Serves `root`, the files of a copy.
+    #[must_use]
+    pub fn of_copy(root: Root, owner: Owner, copied: Copied) -> Self {
+        Self { copied: Some(copied), ..Self::new(root, Settings { read_only: false, owner }) }
+    }
+
     fn with_limits(root: Root, settings: Settings, limits: Limits) -> Self {
         // Above all small numbers, and different from those of a process before this one.
         let first = || u64::from(random() | 1 << 31) << 32;
         let nodes = Mutex::new(Nodes::new(&root, first(), limits));
         let handles = Mutex::new(Handles::new(first(), limits.handles));
         let host = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
-        Self { root, settings, volume: None, host, nodes, handles }
+        Self { root, settings, volume: None, copied: None, host, nodes, handles }
     }
 
     /// Answers a request, which has its complete head. Returns none if it has no answer.
@@ -121,6 +129,11 @@ impl Server {
         use Operation as O;
         if self.settings.read_only && changes(&operation) {
             return Err(Errno::ROFS);
+        }
+        if let Some(copied) = &self.copied
+            && grows(&operation)
+        {
+            copied.expect_room(self.root.file())?;
         }
         match operation {
             O::Init { major, minor, max_readahead, features } => init(major, minor, max_readahead, features),
@@ -290,6 +303,21 @@ fn changes(operation: &Operation<'_>) -> bool {
         O::Access { mask } => mask & libc::W_OK.unsigned_abs() != 0,
         _ => false,
     }
+}
+
+/// Returns true for an operation that can take space of the file system.
+fn grows(operation: &Operation<'_>) -> bool {
+    use Operation as O;
+    changes(operation)
+        && !matches!(
+            operation,
+            O::Open { .. }
+                | O::Unlink(_)
+                | O::RemoveDirectory(_)
+                | O::RemoveXattr { .. }
+                | O::SetAttributes { .. }
+                | O::Access { .. }
+        )
 }
 
 fn init(major: u32, minor: u32, max_readahead: u32, features: u32) -> Outcome {

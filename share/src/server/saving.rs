@@ -7,7 +7,7 @@ use crate::{
     handles::{Handle, Opened},
     protocol::{
         Reply,
-        record::{self, Cursor, Kind, Part, PartWriter, SavedHandle},
+        record::{self, Cursor, Kind, Part, PartWriter, SavedHandle, SavedNode},
     },
     root::{self, guest_flags},
 };
@@ -52,7 +52,11 @@ impl Server {
         match record::parse(part)? {
             Part::Nodes(saved) => {
                 let mut nodes = self.nodes();
-                saved.iter().try_for_each(|node| nodes.restore(node))?;
+                for node in saved {
+                    let identity = node.identity.into();
+                    let identity = self.copied.as_ref().map_or(identity, |copied| copied.identity_of(identity));
+                    nodes.restore(&SavedNode { identity: identity.into(), ..node })?;
+                }
             }
             Part::Handles(saved) => {
                 for handle in saved {

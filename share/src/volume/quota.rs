@@ -12,7 +12,7 @@ use super::{
 };
 use crate::root::{self, Identity, examine, examine_at, kind};
 use rustix::{
-    fs::{FlockOperation, RenameFlags, Statx, flock, renameat_with},
+    fs::{FlockOperation, OFlags, RenameFlags, Statx, flock, ftruncate, renameat_with},
     io::Errno,
 };
 use std::os::fd::{AsFd, OwnedFd};
@@ -227,7 +227,12 @@ impl Change<'_> {
         self.held.write(self.usage, true)?;
         let is_last = kind(stat) == libc::S_IFREG && stat.stx_nlink <= 1;
         if is_last {
-            self.quota.nameless.keep(&parent, name, stat.stx_ino)?;
+            match self.quota.nameless.keep(&parent, name, stat.stx_ino) {
+                // The host's disk is full, and this change may be what makes room: a file that no process uses goes
+                // without another name.
+                Err(Errno::NOSPC | Errno::DQUOT) => return self.losing_unused(&parent, name, stat, change),
+                kept => kept?,
+            }
         }
         let made = change();
         if is_last {
@@ -235,6 +240,29 @@ impl Change<'_> {
             self.reap_held(stat.stx_ino)?;
         } else if made.is_ok() {
             self.lose(0);
+        }
+        self.held.write(self.usage, false)?;
+        made
+    }
+
+    /// As [`Self::losing`], for the last name of a file that could not get another one.
+    fn losing_unused<T>(
+        &mut self,
+        parent: impl AsFd,
+        name: &[u8],
+        stat: &Statx,
+        change: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let file = root::open(&parent, name, OFlags::RDWR, Identity::from(stat))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(Errno::NOSPC),
+            locked => locked?,
+        }
+        let made = change();
+        if made.is_ok() {
+            // A process that only knows where the file was keeps its inode, and not its content.
+            ftruncate(&file, 0)?;
+            self.lose(stat.stx_size);
         }
         self.held.write(self.usage, false)?;
         made

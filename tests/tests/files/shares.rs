@@ -135,6 +135,27 @@ fn copies_have_their_files_or_none(home: &Home, sandbox: &Sandbox<'_>, data: &Pa
     refused(&["fork", "sharer"], &["can write", "hint", "--share-on-fork"]);
     let fork =
         |how: &str| home.cli(["fork", "--share-on-fork", how, "sharer"]).run().succeeds().out().trim().to_owned();
+    // Copies of the files are of that moment, and a fork of the fork has others.
+    let copier = fork("copy");
+    let said = finish(&copier);
+    assert!(said.starts_with("first\nfrom restored\n") && said.ends_with("stale\nover\n"), "{said}");
+    assert_eq!(failed(&copier), "");
+    let script = "echo own >/data/a; echo own >/etc/file; cat /data/open /data/a '/read only/f'; stat -c %u:%a /data/a";
+    let expected = format!("first\nfrom restored\nfrom {copier}\nown\nfixed\n0:644\n");
+    assert_eq!(in_machine(&copier, script).succeeds().out(), expected);
+    let of_host = ["open", "a"].map(|name| fs::read_to_string(data.join(name)).expect("it is there"));
+    assert_eq!(of_host, ["first\nfrom restored\n", "changed\n"]);
+    let own = home.path().join("sandboxes").join(&copier).join("share-0/files/a");
+    assert_eq!(fs::metadata(&own).expect("it is there").uid(), 4242);
+    refused(&["fork", "--share-on-fork", "ro", &copier], &["a private copy", "hint", "--share-on-fork copy"]);
+    let second = home.cli(["fork", "--share-on-fork", "copy", &copier]).run().succeeds().out().trim().to_owned();
+    assert_eq!(
+        in_machine(&second, "echo second >>/data/a; cat /data/a /etc/file").succeeds().out(),
+        "own\nsecond\nown\n"
+    );
+    assert_eq!(in_machine(&copier, "cat /data/a").succeeds().out(), "own\n");
+    let _ = home.cli(["rm", "-f", &copier, &second]).run().succeeds();
+    assert!(!own.exists());
     let (reader, writer) = (fork("ro"), fork("share"));
     assert!(in_machine(&reader, "echo >/data/x").err().contains("Read-only file system"));
     let said = finish(&reader);

@@ -29,9 +29,9 @@ pub(crate) struct Fork {
     /// Give the copies the secrets and header rules of the sandbox. Without it, requests of a copy that need them fail
     #[arg(long, help_heading = "Network")]
     with_secrets: bool,
-    /// What the copies may do with the live shares of a sandbox that can write one: share lets them write the same
-    /// files, ro lets them only read [default: refuse to fork such a sandbox]
-    #[arg(long, value_name = "share|ro", help_heading = "Files", value_parser = shares)]
+    /// What the copies get of the live shares of a sandbox that can write one: share lets them write the same files, ro
+    /// lets them only read, copy gives each a copy of the files [default: refuse to fork such a sandbox]
+    #[arg(long, value_name = "share|ro|copy", help_heading = "Files", value_parser = shares)]
     share_on_fork: Option<SharesOfCopies>,
     #[command(flatten)]
     rules: RuleOptions,
@@ -41,7 +41,8 @@ fn shares(given: &str) -> Result<SharesOfCopies, String> {
     match given {
         "share" => Ok(SharesOfCopies::Same),
         "ro" => Ok(SharesOfCopies::ReadOnly),
-        _ => Err("expected share or ro".to_owned()),
+        "copy" => Ok(SharesOfCopies::Copied),
+        _ => Err("expected share, ro or copy".to_owned()),
     }
 }
 

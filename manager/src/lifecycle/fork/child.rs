@@ -74,7 +74,7 @@ pub(super) struct Child {
 }
 
 impl Child {
-    fn sandbox(&self) -> &Sandbox {
+    pub(super) fn sandbox(&self) -> &Sandbox {
         self.sandbox.as_ref().expect("taken only by let_go, which consumes self")
     }
 

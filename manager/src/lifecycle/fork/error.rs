@@ -5,6 +5,7 @@ use crate::{
     guest::{error::ExecError, in_use::InUseError, shares::HoldError},
     home::{directory::DirectoryError, names::NameError},
     limits::admission::AdmissionError,
+    mounts::MountPath,
     record::RecordError,
     snapshot::{change::ChangeError, flatten::FlattenError, lineage::LineageError},
     supervision::SuperviseError,
@@ -37,6 +38,22 @@ pub enum ForkError {
         sandbox: String,
         /// Path on the host.
         path: PathBuf,
+    },
+    /// A sandbox cannot share its copy of a directory: it is removed with the sandbox.
+    #[error("cannot fork sandbox {sandbox}: its share at {at} is a private copy, which only another copy can replace")]
+    CopiedShare {
+        /// Name of the sandbox, or its ID if it has none.
+        sandbox: String,
+        /// Where the share is in the guest.
+        at: MountPath,
+    },
+    /// A share cannot be copied.
+    #[error("cannot copy the share at {at}: {reason}")]
+    Copy {
+        /// Where the share is in the guest.
+        at: MountPath,
+        /// Why.
+        reason: String,
     },
     /// The sandbox has a volume of the server, and the server records which sandboxes have one.
     #[error("cannot fork sandbox {0}: it has a volume of the server")]

@@ -5,6 +5,7 @@
 mod child;
 mod error;
 mod inherited;
+mod shares;
 
 pub use error::ForkError;
 pub(crate) use error::MAX_CHILDREN;
@@ -74,6 +75,8 @@ pub enum SharesOfCopies {
     Same,
     /// They can only read.
     ReadOnly,
+    /// Each has a copy of what the sandbox can write, as it is at the fork. It is removed with them.
+    Copied,
 }
 
 /// The copies that a fork made.
@@ -128,6 +131,12 @@ impl Sandbox {
         if let (None, Some(share)) = (inheritance.shares, self.record.mounts.writable_share()) {
             return Err(ForkError::WritableShare { sandbox: self.label(), path: share.path.to_owned() });
         }
+        // Copies of copies would lose their files with the sandbox.
+        if let (Some(SharesOfCopies::Same | SharesOfCopies::ReadOnly), Some(share)) =
+            (inheritance.shares, self.record.mounts.copied_share())
+        {
+            return Err(ForkError::CopiedShare { sandbox: self.label(), at: share.at.clone() });
+        }
         let forked = self.fork_all(count, inheritance).await;
         if let Err(error) = &forked {
             self.trail().note(Event::NotForked { copies: count, reason: error.to_string() });
@@ -145,6 +154,7 @@ impl Sandbox {
             let network = Inherited::of(self, inheritance.secrets).await?;
             let mounts = match inheritance.shares {
                 Some(SharesOfCopies::ReadOnly) => self.record.mounts.clone().with_read_only_shares(),
+                Some(SharesOfCopies::Copied) => self.record.mounts.clone().with_copied_shares(),
                 Some(SharesOfCopies::Same) | None => self.record.mounts.clone(),
             };
             let basis = SandboxRecord { mounts, ..self.record.clone() };
@@ -200,6 +210,7 @@ impl Sandbox {
             handed.push(files);
         }
         let shares = self.hold_shares().await?;
+        self.copy_shares(&children, &basis.mounts).await?;
         let top_name = free_name(&self.directory, Kind::Disk)?;
         let top = self.directory.create_file(&top_name)?;
         let mut disk = running.lineage.files.disk.clone();

@@ -1,4 +1,4 @@
-//! A process that a service starts. It is in the control group of its sandbox, which ends it with the
+//! A process of a sandbox beside its VMM, which a service or a fork starts. It is in the control group of its sandbox, which ends it with the
 //! sandbox, and it is killed when its value is dropped.
 
 use crate::{
@@ -28,7 +28,7 @@ const WORDS_WITHIN: Duration = Duration::from_millis(200);
 
 /// A process.
 #[derive(Debug)]
-pub(super) struct Child {
+pub(crate) struct Child {
     /// What it is called in messages.
     name: &'static str,
     pidfd: Pidfd,
@@ -39,7 +39,7 @@ pub(super) struct Child {
 impl Child {
     /// Starts `program` with `input` as its standard input, and `output`, if there is one, as its standard
     /// output.
-    pub(super) fn spawn(
+    pub(crate) fn spawn(
         name: &'static str,
         program: &Path,
         argument: Option<&CStr>,
@@ -56,7 +56,7 @@ impl Child {
     }
 
     /// Kills the process and returns how it ended, with its last words.
-    pub(super) async fn end(mut self) -> String {
+    pub(crate) async fn end(mut self) -> String {
         // A process that has ended keeps its status.
         let _ = timeout(WORDS_WITHIN, self.exited.wait_for(Option::is_some)).await;
         let _ = self.pidfd.kill();
@@ -75,23 +75,23 @@ impl Child {
         format!("the {} {how}{words}", self.name)
     }
 
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         !self.pidfd.is_alive()
     }
 
     /// Returns once the process has ended. Cancel safe.
-    pub(super) async fn ended(&mut self) {
+    pub(crate) async fn ended(&mut self) {
         // An error means that the task that waits for it is gone, with the runtime.
         let _ = self.exited.wait_for(Option::is_some).await;
     }
 
     /// Returns true if the process has ended without an error.
-    pub(super) fn succeeded(&self) -> bool {
+    pub(crate) fn succeeded(&self) -> bool {
         self.exited.borrow().is_some_and(|status| status.success())
     }
 
     /// Kills the process, and returns once it has ended.
-    pub(super) async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         // ESRCH: it has ended already.
         let _ = self.pidfd.kill();
         self.ended().await;

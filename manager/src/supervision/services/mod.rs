@@ -1,6 +1,6 @@
 //! The services that a supervisor runs, one module each.
 
-mod child;
+pub(super) mod child;
 mod idle;
 pub(super) mod listeners;
 pub(super) mod network;

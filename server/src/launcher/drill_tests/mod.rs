@@ -14,6 +14,7 @@ use crate::{
     access::{
         Credentials,
         keys::{KeyId, KeyStore, NewKey, WantedKey},
+        rate::RateLimits,
         signature::{Claim, Operation as FileOperation},
         tokens::{Scope, Tokens},
     },
@@ -95,6 +96,7 @@ fn drill() -> Drill {
         tls: None,
         places,
         content_places: content_places(),
+        content_pace: RateLimits::default(),
     };
     Drill { home, launcher: Arc::new(launcher), victim, attacker }
 }

@@ -58,11 +58,13 @@ impl Delays {
     }
 }
 
-/// Returns the argument of the process of a share: `ro:0:0`, or `volume:` with its limits.
-pub(super) fn argument(share: &Share<'_>) -> CString {
+/// Returns the argument of the process of a share: `ro:0:0`, `volume:` with its limits, or `copied:0:0:` with the
+/// bytes of its file system that the guest leaves free.
+pub(super) fn argument(share: &Share<'_>, floor: u64) -> CString {
     let (uid, gid) = share.owner;
     let argument = match (share.limits, share.read_only) {
         (Some(ContentLimits { bytes, names }), _) => format!("volume:{bytes}:{names}"),
+        (None, _) if share.copied => format!("copied:{uid}:{gid}:{floor}"),
         (None, true) => format!("ro:{uid}:{gid}"),
         (None, false) => format!("rw:{uid}:{gid}"),
     };

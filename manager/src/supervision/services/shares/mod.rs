@@ -8,7 +8,8 @@ mod keeping;
 
 use crate::{
     home::directory::SandboxDirectory,
-    mounts::share_root::ShareRoot,
+    limits::admission,
+    mounts::share_copy,
     supervision::{
         SuperviseError,
         file::Supervision,
@@ -53,8 +54,9 @@ impl Shares {
         if let Err(source) = std::fs::metadata(&program) {
             return Err(ShareFailure::Program { program, source }.into());
         }
+        let floor = admission::disk_floor(home)?;
         for share in context.sandbox.record.mounts.shares() {
-            let root = match ShareRoot::of(home, &share) {
+            let root = match share_copy::open_share(home, &context.directory, &share) {
                 Ok(root) => root,
                 Err(error) => {
                     context.log.note(format_args!("the share at {} is not served: {error}", share.at));
@@ -68,7 +70,7 @@ impl Shares {
                 root,
                 number: share.number,
                 at: share.at.to_string(),
-                argument: keeping::argument(&share),
+                argument: keeping::argument(&share, floor),
             };
             self.keeping.push(tokio::spawn(keeping.run()));
         }

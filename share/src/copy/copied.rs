@@ -1,0 +1,59 @@
+//! What the process that serves a copy knows of it: which of its files is which of the source, and how much of its
+//! file system has to stay free.
+
+use super::{ENTRY, IDENTITIES};
+use crate::root::Identity;
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, fstatvfs, openat2},
+    io::Errno,
+};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read},
+    os::fd::AsFd,
+    path::Path,
+};
+
+/// Maximum length of the table in bytes: more than any copy has.
+const MAX_TABLE: u64 = 64 << 20;
+
+/// A copy of a share.
+#[derive(Debug)]
+pub struct Copied {
+    identities: HashMap<Identity, Identity>,
+    /// Bytes of the file system that the guest cannot take.
+    floor: u64,
+}
+
+impl Copied {
+    /// Opens the directory of a copy, whose path is trusted.
+    ///
+    /// # Errors
+    /// When the table cannot be read, as that of a copy that was not completed.
+    pub fn open(path: &Path, floor: u64) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let table = openat2(CWD, path.join(IDENTITIES), flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+        let mut bytes = Vec::new();
+        File::from(table).take(MAX_TABLE).read_to_end(&mut bytes)?;
+        let entries = bytes.chunks_exact(ENTRY).map(|entry| {
+            let field = |at: usize| {
+                let bytes: [u8; 8] = std::array::from_fn(|byte| entry[8 * at + byte]);
+                u64::from_le_bytes(bytes)
+            };
+            (Identity::from([field(0), field(1), field(2)]), Identity::from([field(3), field(4), field(5)]))
+        });
+        Ok(Self { identities: entries.collect(), floor })
+    }
+
+    /// Returns which file of the copy a file of the source is. Others stay what they are.
+    pub(crate) fn identity_of(&self, of_source: Identity) -> Identity {
+        self.identities.get(&of_source).copied().unwrap_or(of_source)
+    }
+
+    /// Fails if the file system of the copy, which is that of all sandboxes, has nothing left for the guest.
+    pub(crate) fn expect_room(&self, root: impl AsFd) -> Result<(), Errno> {
+        let room = fstatvfs(root)?;
+        if room.f_bavail.saturating_mul(room.f_frsize) < self.floor { Err(Errno::NOSPC) } else { Ok(()) }
+    }
+}
