@@ -7,11 +7,13 @@ pub(crate) mod mounts;
 pub(crate) mod network;
 pub(crate) mod permitted;
 mod process;
+mod sandbox;
 pub(crate) mod supervision;
 pub(crate) mod values;
 pub(crate) mod workspace;
 
 pub(crate) use process::{EnvOptions, ProcessOptions, is_raw};
+pub(crate) use sandbox::SandboxOptions;
 
 use crate::{
     environment,

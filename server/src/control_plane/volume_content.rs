@@ -8,14 +8,14 @@ use crate::{
     app::SharedApp,
     channel::{
         failure::{Failure, Why},
-        request::{ContentClaim, Request as Asked},
+        request::{ContentClaim, Request as ToLauncher},
     },
     deadline::{self, Deadlines},
     listen::connections::Peer,
 };
 use axum::{
     body::Body,
-    extract::{Path, Request, State},
+    extract::{FromRequest, FromRequestParts, Path, Request, State},
     http::{
         HeaderMap, HeaderValue, StatusCode,
         header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
@@ -28,7 +28,7 @@ use http_body_util::{BodyExt, Limited};
 use sandboxvm_manager::volume_content::{self, Answer, MAX_FRAME, MAX_PIECE, SetOwner};
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{
-    io,
+    io, mem,
     os::unix::net::UnixStream as StdUnixStream,
     time::{Duration, Instant},
 };
@@ -46,7 +46,7 @@ const UPLOAD: Duration = Duration::from_secs(60 * 60);
 const PIECE: usize = 64 << 10;
 
 /// What all these requests say in their query.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct Query {
     path: String,
     depth: Option<u32>,
@@ -58,13 +58,31 @@ struct Query {
 }
 
 impl Query {
-    fn of(request: &Request) -> Result<Self, ApiError> {
-        let query = request.uri().query().unwrap_or_default();
-        serde_urlencoded::from_str(query).map_err(|error| ApiError::bad(format!("invalid query: {error}")))
-    }
-
     fn owner(&self) -> SetOwner {
         SetOwner { uid: self.uid, gid: self.gid, mode: self.mode }
+    }
+}
+
+/// A request about the files of a volume.
+pub(super) struct Asked {
+    /// The ID of the volume.
+    id: String,
+    query: Query,
+    headers: HeaderMap,
+    peer: Option<Peer>,
+    body: Body,
+}
+
+impl FromRequest<SharedApp> for Asked {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, app: &SharedApp) -> Result<Self, Response> {
+        let (mut parts, body) = request.into_parts();
+        let Path(id) = Path::from_request_parts(&mut parts, app).await.map_err(IntoResponse::into_response)?;
+        let query = serde_urlencoded::from_str(parts.uri.query().unwrap_or_default());
+        let query = query.map_err(|error| ApiError::bad(format!("invalid query: {error}")).into_response())?;
+        let peer = parts.extensions.get::<Peer>().copied();
+        Ok(Self { id, query, headers: parts.headers, peer, body })
     }
 }
 
@@ -86,7 +104,7 @@ async fn begin(
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, "send the token of the volume in Authorization"));
     };
     let claim = ContentClaim { id, token: token.to_owned(), request };
-    let asked = app.launcher.ask_with(Asked::Content(Box::new(claim)), Vec::new()).await;
+    let asked = app.launcher.ask_with(ToLauncher::Content(Box::new(claim)), Vec::new()).await;
     let mut reply = match asked {
         Err(failure @ Failure { why: Why::Unauthorized, .. }) => {
             return Err(match app.pace.failures.note(Credential::Token, peer.as_ref(), Instant::now()) {
@@ -213,96 +231,71 @@ async fn pass_on(mut socket: impl AsyncRead + Unpin, length: u64, pause: Duratio
     }
 }
 
-/// Serves a request without a body.
-async fn serve(
-    app: &SharedApp,
-    id: String,
-    request: Request,
-    asked: volume_content::Request,
-    status: StatusCode,
-) -> Result<Response, ApiError> {
-    let (parts, _) = request.into_parts();
-    let peer = parts.extensions.get::<Peer>().copied();
-    begin(app, id, (&parts.headers, peer), asked).await?.respond(app, status).await
+impl Asked {
+    /// Begins the request that `to_process` makes of the query.
+    async fn begin(
+        &mut self,
+        app: &SharedApp,
+        to_process: impl FnOnce(Query) -> volume_content::Request,
+    ) -> Result<Connection, ApiError> {
+        let (id, query) = (mem::take(&mut self.id), mem::take(&mut self.query));
+        begin(app, id, (&self.headers, self.peer), to_process(query)).await
+    }
+
+    /// Serves a request, without its body.
+    async fn serve(
+        mut self,
+        app: &SharedApp,
+        status: StatusCode,
+        to_process: impl FnOnce(Query) -> volume_content::Request,
+    ) -> Result<Response, ApiError> {
+        self.begin(app, to_process).await?.respond(app, status).await
+    }
 }
 
 /// `GET /volumecontent/{id}/path`.
-pub(super) async fn describe(
-    State(app): State<SharedApp>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let path = Query::of(&request)?.path;
-    serve(&app, id, request, volume_content::Request::Describe { path }, StatusCode::OK).await
+pub(super) async fn describe(State(app): State<SharedApp>, asked: Asked) -> Result<Response, ApiError> {
+    asked.serve(&app, StatusCode::OK, |query| volume_content::Request::Describe { path: query.path }).await
 }
 
 /// `DELETE /volumecontent/{id}/path`.
-pub(super) async fn remove(
-    State(app): State<SharedApp>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let path = Query::of(&request)?.path;
-    serve(&app, id, request, volume_content::Request::Remove { path }, StatusCode::NO_CONTENT).await
+pub(super) async fn remove(State(app): State<SharedApp>, asked: Asked) -> Result<Response, ApiError> {
+    asked.serve(&app, StatusCode::NO_CONTENT, |query| volume_content::Request::Remove { path: query.path }).await
 }
 
 /// `PATCH /volumecontent/{id}/path`.
-pub(super) async fn set_owner(
-    State(app): State<SharedApp>,
-    Path(id): Path<String>,
-    mut request: Request,
-) -> Result<Response, ApiError> {
-    let path = Query::of(&request)?.path;
-    let owner: SetOwner = json(&app, std::mem::take(request.body_mut())).await?;
-    serve(&app, id, request, volume_content::Request::SetOwner { path, owner }, StatusCode::OK).await
+pub(super) async fn set_owner(State(app): State<SharedApp>, mut asked: Asked) -> Result<Response, ApiError> {
+    let owner: SetOwner = json(&app, mem::take(&mut asked.body)).await?;
+    asked.serve(&app, StatusCode::OK, |query| volume_content::Request::SetOwner { path: query.path, owner }).await
 }
 
 /// `GET /volumecontent/{id}/dir`.
-pub(super) async fn list(
-    State(app): State<SharedApp>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let Query { path, depth, .. } = Query::of(&request)?;
-    let asked = volume_content::Request::List { path, depth: depth.unwrap_or(1) };
-    serve(&app, id, request, asked, StatusCode::OK).await
+pub(super) async fn list(State(app): State<SharedApp>, asked: Asked) -> Result<Response, ApiError> {
+    let list = |Query { path, depth, .. }| volume_content::Request::List { path, depth: depth.unwrap_or(1) };
+    asked.serve(&app, StatusCode::OK, list).await
 }
 
 /// `POST /volumecontent/{id}/dir`.
-pub(super) async fn make_directory(
-    State(app): State<SharedApp>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let query = Query::of(&request)?;
-    let (owner, force) = (query.owner(), query.force);
-    let asked = volume_content::Request::MakeDirectory { path: query.path, owner, force };
-    serve(&app, id, request, asked, StatusCode::CREATED).await
+pub(super) async fn make_directory(State(app): State<SharedApp>, asked: Asked) -> Result<Response, ApiError> {
+    let make = |query: Query| volume_content::Request::MakeDirectory {
+        owner: query.owner(),
+        force: query.force,
+        path: query.path,
+    };
+    asked.serve(&app, StatusCode::CREATED, make).await
 }
 
 /// `GET /volumecontent/{id}/file`.
-pub(super) async fn read(
-    State(app): State<SharedApp>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let path = Query::of(&request)?.path;
-    serve(&app, id, request, volume_content::Request::Read { path }, StatusCode::OK).await
+pub(super) async fn read(State(app): State<SharedApp>, asked: Asked) -> Result<Response, ApiError> {
+    asked.serve(&app, StatusCode::OK, |query| volume_content::Request::Read { path: query.path }).await
 }
 
 /// `PUT /volumecontent/{id}/file`.
-pub(super) async fn write(
-    State(app): State<SharedApp>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let query = Query::of(&request)?;
-    let (owner, force) = (query.owner(), query.force);
-    let peer = request.extensions().get::<Peer>().copied();
-    let (parts, body) = request.into_parts();
-    let asked = volume_content::Request::Write { path: query.path, owner, force };
-    let mut connection = begin(&app, id, (&parts.headers, peer), asked).await?;
-    connection.send(&app, body).await?;
+pub(super) async fn write(State(app): State<SharedApp>, mut asked: Asked) -> Result<Response, ApiError> {
+    let write =
+        |query: Query| volume_content::Request::Write { owner: query.owner(), force: query.force, path: query.path };
+    let mut connection = asked.begin(&app, write).await?;
+    connection.send(&app, asked.body).await?;
     connection.respond(&app, StatusCode::CREATED).await
 }
 

@@ -93,15 +93,7 @@ impl Launcher {
                 let entry = self.find(key, &id)?;
                 value(&registry.extend(&entry, timeout).await?)
             }
-            Operation::Fork { id, count, timeout } => {
-                if !(1..=MAX_FORKS).contains(&count) {
-                    return Err(Failure::invalid(format!("invalid count: must be between 1 and {MAX_FORKS}")));
-                }
-                let timeout = self.timeout(timeout)?;
-                let entry = self.find(key, &id)?;
-                let copies = registry.fork(key, &entry, count, timeout).await?;
-                value(&copies.iter().map(|copy| views::created(self, copy)).collect::<Vec<_>>())
-            }
+            Operation::Fork { id, count, timeout } => self.fork(key, &id, count, timeout).await,
             Operation::Kill { id } => value(&registry.kill(&*self.find(key, &id)?).await?),
             Operation::RevokeTokens { id } => {
                 let entry = self.find(key, &id)?;
@@ -134,17 +126,7 @@ impl Launcher {
                 Ok(json!({ "buildID": build, "tags": tags }))
             }
             Operation::RemoveTags { name, tags } => value(&registry.remove_tags(key, &name, &tags)?),
-            Operation::Samples { id, start, end } => {
-                let entry = self.find(key, &id)?;
-                registry.sample(&entry)?;
-                let at = |seconds: Option<u64>| seconds.map(|s| UNIX_EPOCH + Duration::from_secs(s.min(1 << 40)));
-                let (start, end) = (at(start), at(end));
-                let is_within = |sample: &Sample| {
-                    start.is_none_or(|start| sample.at >= start) && end.is_none_or(|end| sample.at <= end)
-                };
-                let samples: Vec<Sample> = entry.samples.all().into_iter().filter(is_within).collect();
-                value(&samples)
-            }
+            Operation::Samples { id, start, end } => self.samples(key, &id, start, end),
             Operation::CreateVolume { name } => self.create_volume(key, &name),
             Operation::Volumes => self.list_volumes(key),
             Operation::ShowVolume { id } => self.show_volume(key, &id),
@@ -155,6 +137,28 @@ impl Launcher {
                 value(&self.logs(&entry, query).await?)
             }
         }
+    }
+
+    async fn fork(&self, key: &Key, id: &str, count: u32, timeout: u64) -> Result<Value, Failure> {
+        if !(1..=MAX_FORKS).contains(&count) {
+            return Err(Failure::invalid(format!("invalid count: must be between 1 and {MAX_FORKS}")));
+        }
+        let timeout = self.timeout(timeout)?;
+        let entry = self.find(key, id)?;
+        let copies = self.registry.fork(key, &entry, count, timeout).await?;
+        value(&copies.iter().map(|copy| views::created(self, copy)).collect::<Vec<_>>())
+    }
+
+    /// Returns the samples of a sandbox between two times, in seconds since the Unix epoch.
+    fn samples(&self, key: &Key, id: &str, start: Option<u64>, end: Option<u64>) -> Result<Value, Failure> {
+        let entry = self.find(key, id)?;
+        self.registry.sample(&entry)?;
+        let at = |seconds: Option<u64>| seconds.map(|s| UNIX_EPOCH + Duration::from_secs(s.min(1 << 40)));
+        let (start, end) = (at(start), at(end));
+        let is_within =
+            |sample: &Sample| start.is_none_or(|start| sample.at >= start) && end.is_none_or(|end| sample.at <= end);
+        let samples: Vec<Sample> = entry.samples.all().into_iter().filter(is_within).collect();
+        value(&samples)
     }
 
     pub(super) fn find(&self, key: &Key, id: &str) -> Result<Arc<Entry>, Failure> {

@@ -3,7 +3,7 @@
 
 use super::{
     VolumeLimits,
-    name::{VolumeName, VolumeNameError},
+    name::{KeysVolumeName, KeysVolumeNameError},
 };
 use crate::{
     access::{keys::KeyId, tokens::random},
@@ -25,7 +25,7 @@ const MIB: u64 = 1 << 20;
 pub(crate) struct VolumeRecord {
     format: u32,
     pub(crate) id: SharedVolumeId,
-    pub(crate) name: VolumeName,
+    pub(crate) name: KeysVolumeName,
     /// The key that owns it. Other keys get 404, as for a volume that does not exist.
     pub(crate) owner: KeyId,
     /// Maximum size of its files in bytes, and number of their names.
@@ -40,14 +40,14 @@ pub(crate) enum VolumeError {
     #[error("volume {0} was not found")]
     Unknown(String),
     #[error(transparent)]
-    Name(#[from] VolumeNameError),
+    Name(#[from] KeysVolumeNameError),
     #[error("a volume named {0} already exists")]
-    Taken(VolumeName),
+    Taken(KeysVolumeName),
     #[error("this API key has reached its limit of {0} volumes; delete one first")]
     Quota(u32),
     /// A sandbox has it, also one that is paused, or a request about its files is under way.
     #[error("volume {0} is in use by a sandbox, or by a request about its files; end that first")]
-    InUse(VolumeName),
+    InUse(KeysVolumeName),
     #[error(transparent)]
     Files(#[from] SharedVolumeError),
     #[error(transparent)]
@@ -112,7 +112,7 @@ impl VolumeIndex {
         most: Option<u32>,
         name: &str,
     ) -> Result<VolumeRecord, VolumeError> {
-        let name = VolumeName::try_from(name.to_owned())?;
+        let name = KeysVolumeName::try_from(name.to_owned())?;
         let bytes = random::<16>().map_err(VolumeError::Entropy)?;
         let number = bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
         let id = SharedVolumeId::try_from(hex::encode(random::<10>().map_err(VolumeError::Entropy)?));

@@ -188,13 +188,6 @@ fn operation(code: u32, mut fields: Fields<'_>) -> Result<Operation<'_>, Refusal
             }
             O::BatchForget(pairs)
         }
-        opcode::GETATTR => {
-            let flags = fields.u32()?;
-            fields.skip(4)?;
-            let handle = fields.u64()?;
-            O::GetAttributes { handle: (flags & GETATTR_FH != 0).then_some(handle) }
-        }
-        opcode::SETATTR => set_attributes(&mut fields)?,
         opcode::READLINK => O::ReadLink,
         opcode::SYMLINK => O::Symlink { name: fields.name()?, target: fields.text()? },
         opcode::MKNOD => {
@@ -219,15 +212,28 @@ fn operation(code: u32, mut fields: Fields<'_>) -> Result<Operation<'_>, Refusal
             O::Rename { parent, from: fields.name()?, to: fields.name()?, flags }
         }
         opcode::LINK => O::Link { of: fields.u64()?, name: fields.name()? },
-        opcode::OPEN | opcode::OPENDIR => {
-            let flags = fields.u32()?;
-            fields.skip(4)?;
-            if code == opcode::OPEN { O::Open { flags } } else { O::OpenDirectory }
-        }
         opcode::CREATE => {
             let (flags, mode) = (fields.u32()?, fields.u32()?);
             fields.skip(8)?;
             O::Create { name: fields.name()?, flags, mode }
+        }
+        opcode::STATFS => O::StatFs,
+        opcode::SAVE => O::Save(Cursor::read(&mut fields)?),
+        opcode::RESTORE => O::Restore(fields.rest()),
+        _ => of_content(code, &mut fields)?,
+    };
+    fields.end()?;
+    Ok(operation)
+}
+
+/// Reads what concerns the content of a node.
+fn of_content<'a>(code: u32, fields: &mut Fields<'a>) -> Result<Operation<'a>, Refusal> {
+    use Operation as O;
+    Ok(match code {
+        opcode::OPEN | opcode::OPENDIR => {
+            let flags = fields.u32()?;
+            fields.skip(4)?;
+            if code == opcode::OPEN { O::Open { flags } } else { O::OpenDirectory }
         }
         opcode::READ | opcode::READDIR | opcode::READDIRPLUS => {
             let (handle, offset, size) = (fields.u64()?, fields.u64()?, size(fields.u32()?)?);
@@ -260,7 +266,32 @@ fn operation(code: u32, mut fields: Fields<'_>) -> Result<Operation<'_>, Refusal
             fields.skip(4)?;
             O::Sync { handle, only_data: flags & FSYNC_DATA != 0 }
         }
-        opcode::STATFS => O::StatFs,
+        opcode::FALLOCATE => {
+            let (handle, offset, length) = (fields.u64()?, fields.u64()?, fields.u64()?);
+            let mode = fields.u32()?;
+            fields.skip(4)?;
+            O::Allocate { handle, offset, length, mode }
+        }
+        opcode::LSEEK => {
+            let (handle, offset, whence) = (fields.u64()?, fields.u64()?, fields.u32()?);
+            fields.skip(4)?;
+            O::Seek { handle, offset, whence }
+        }
+        _ => return of_attributes(code, fields),
+    })
+}
+
+/// Reads what concerns the attributes of a node.
+fn of_attributes<'a>(code: u32, fields: &mut Fields<'a>) -> Result<Operation<'a>, Refusal> {
+    use Operation as O;
+    Ok(match code {
+        opcode::GETATTR => {
+            let flags = fields.u32()?;
+            fields.skip(4)?;
+            let handle = fields.u64()?;
+            O::GetAttributes { handle: (flags & GETATTR_FH != 0).then_some(handle) }
+        }
+        opcode::SETATTR => return set_attributes(fields),
         opcode::GETXATTR => {
             let size = size(fields.u32()?)?;
             fields.skip(4)?;
@@ -285,23 +316,8 @@ fn operation(code: u32, mut fields: Fields<'_>) -> Result<Operation<'_>, Refusal
             fields.skip(4)?;
             O::Access { mask }
         }
-        opcode::FALLOCATE => {
-            let (handle, offset, length) = (fields.u64()?, fields.u64()?, fields.u64()?);
-            let mode = fields.u32()?;
-            fields.skip(4)?;
-            O::Allocate { handle, offset, length, mode }
-        }
-        opcode::LSEEK => {
-            let (handle, offset, whence) = (fields.u64()?, fields.u64()?, fields.u32()?);
-            fields.skip(4)?;
-            O::Seek { handle, offset, whence }
-        }
-        opcode::SAVE => O::Save(Cursor::read(&mut fields)?),
-        opcode::RESTORE => O::Restore(fields.rest()),
         _ => return Err(Refusal::Unsupported),
-    };
-    fields.end()?;
-    Ok(operation)
+    })
 }
 
 fn size(size: u32) -> Result<usize, Refusal> {

@@ -4,21 +4,17 @@
 use crate::{
     failure::Failure,
     options::{
-        MachineOptions, NewSandbox, ProcessOptions,
+        NewSandbox, ProcessOptions, SandboxOptions,
         image::Image,
-        limits,
-        main_process::MainProcessOptions,
-        mounts::{self, MountOptions},
-        network::NetworkOptions,
-        supervision::SupervisionOptions,
-        workspace::{self, Workspace, WorkspaceOptions},
+        limits, mounts,
+        workspace::{self, Workspace},
     },
     process_io,
     process_io::signals::Signals,
     runtime, stdio,
 };
 use clap::Args;
-use sandboxvm_manager::{ExecError, Mounts, OnDisconnect, ProcessSpec, Sandbox};
+use sandboxvm_manager::{ExecError, OnDisconnect, ProcessSpec, Sandbox};
 use std::ffi::OsString;
 
 /// Run a command in a new sandbox; --workspace keeps its changes
@@ -32,19 +28,7 @@ pub(crate) struct Run {
     #[arg(trailing_var_arg = true, required_unless_present_any = ["detach", "image"], value_name = "COMMAND")]
     command: Vec<OsString>,
     #[command(flatten)]
-    machine: MachineOptions,
-    #[command(flatten)]
-    process: ProcessOptions,
-    #[command(flatten)]
-    main: MainProcessOptions,
-    #[command(flatten)]
-    supervision: SupervisionOptions,
-    #[command(flatten)]
-    network: NetworkOptions,
-    #[command(flatten)]
-    workspace: WorkspaceOptions,
-    #[command(flatten)]
-    mounts: MountOptions,
+    options: SandboxOptions<ProcessOptions>,
     /// Program to run instead of the image's entry point and command; "" removes them
     #[arg(long, value_name = "PROGRAM", help_heading = "Process")]
     entrypoint: Option<OsString>,
@@ -63,44 +47,24 @@ impl Run {
 
     /// Returns the user of the command.
     fn user(&self, image: &Image) -> Option<OsString> {
-        self.process.user().cloned().or_else(|| image.user())
+        self.options.process.user().cloned().or_else(|| image.user())
     }
 
     /// Copies the workspace in, and makes the command work there. Returns `None` if a signal arrived first.
     async fn workspace(&mut self, image: &Image, signals: &mut Signals) -> Result<Option<Option<Workspace>>, Failure> {
-        let workspace = self.workspace.copy_in(self.user(image).as_deref(), signals).await?;
-        if self.workspace.is_given() && workspace.is_none() {
+        let workspace = self.options.workspace.copy_in(self.user(image).as_deref(), signals).await?;
+        if self.options.workspace.is_given() && workspace.is_none() {
             return Ok(None);
         }
-        self.process.work_in_otherwise(self.workspace.directory()?);
+        self.options.process.work_in_otherwise(self.options.workspace.directory()?);
         Ok(Some(workspace))
     }
 
-    /// Describes the sandbox of the command.
-    fn sandbox(
-        &self,
-        image: Image,
-        workspace: Option<Workspace>,
-        mounts: Mounts,
-        ephemeral: bool,
-    ) -> Result<NewSandbox, Failure> {
-        Ok(NewSandbox {
-            image,
-            env: Vec::new(),
-            services: self.supervision.services(),
-            network: self.network.network()?,
-            workspace,
-            mounts,
-            read_only_root: self.mounts.read_only_root(),
-            ephemeral,
-        })
-    }
-
     async fn attended(mut self) -> Result<u8, Failure> {
-        let attendance = self.process.attendance()?;
-        let mounts = self.mounts.mounts()?;
+        let attendance = self.options.process.attendance()?;
+        let mounts = self.options.mounts.mounts()?;
         let mut signals = Signals::catch()?;
-        let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
+        let Some(image) = self.options.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
         let command = image.command_line(self.entrypoint.as_ref(), &self.command);
         if command.is_empty() {
             return Err(Failure::new("no command was given, and none is taken from the image"));
@@ -109,15 +73,15 @@ impl Run {
         let Some(workspace) = self.workspace(&image, &mut signals).await? else { return Ok(signals.exit_code()) };
         let keeps = workspace.is_some() && !self.rm;
         if keeps {
-            self.machine.name_otherwise(self.workspace.generated_name()?);
+            self.options.machine.name_otherwise(self.options.workspace.generated_name()?);
         }
-        let spec = self.process.spec(&command, OnDisconnect::Kill)?;
-        let spec = self.main.apply(spec, &command, &image)?;
-        let new = self.sandbox(image, workspace, mounts, !keeps)?;
-        let Some(started) = self.machine.start(new, false, &mut signals).await? else {
+        let spec = self.options.process.spec(&command, OnDisconnect::Kill)?;
+        let spec = self.options.main.apply(spec, &command, &image)?;
+        let new = NewSandbox { ephemeral: !keeps, ..self.options.sandbox(image, workspace, mounts)? };
+        let Some(started) = self.options.machine.start(new, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
-        let started = self.supervision.keep_up(started).await?;
+        let started = self.options.supervision.keep_up(started).await?;
         let warned = started.sandbox().unkept_limits();
         if keeps {
             // From here on the changes outlive this program, whatever happens to it.
@@ -145,24 +109,24 @@ impl Run {
     }
 
     async fn detached(mut self) -> Result<u8, Failure> {
-        let mounts = self.mounts.mounts()?;
+        let mounts = self.options.mounts.mounts()?;
         let mut signals = Signals::catch()?;
-        let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
+        let Some(image) = self.options.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
         let mounts = mounts.with_owner(workspace::owner(self.user(&image).as_deref()));
         let Some(workspace) = self.workspace(&image, &mut signals).await? else { return Ok(signals.exit_code()) };
         let spec = match image.command_line(self.entrypoint.as_ref(), &self.command).as_slice() {
             [] => None,
             command => {
-                let spec = self.process.spec(command, OnDisconnect::Keep)?;
-                Some(self.main.apply(spec, command, &image)?)
+                let spec = self.options.process.spec(command, OnDisconnect::Keep)?;
+                Some(self.options.main.apply(spec, command, &image)?)
             }
         };
         let settled = spec.is_none();
-        let new = self.sandbox(image, workspace, mounts, false)?;
-        let Some(started) = self.machine.start(new, settled, &mut signals).await? else {
+        let new = self.options.sandbox(image, workspace, mounts)?;
+        let Some(started) = self.options.machine.start(new, settled, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
-        let started = self.supervision.keep_up(started).await?;
+        let started = self.options.supervision.keep_up(started).await?;
         let warned = started.sandbox().unkept_limits();
         if let Some(spec) = spec
             && let Err(error) = begin(started.sandbox(), spec).await
