@@ -142,7 +142,7 @@ INIT
 # prepare_host KERNEL: makes the emulated host with the kernel of the Debian package KERNEL, and sets host_dir.
 prepare_host() {
     local key
-    key=$(echo "$1" "${host_packages[*]}" "${initrd_modules[*]}" "$(declare -f _make_initrd)")
+    key="$1 ${host_packages[*]} ${initrd_modules[*]} $(declare -f _make_initrd)"
     cached host "$key" _make_host "$1"
     # shellcheck disable=SC2034
     host_dir=$cached_dir

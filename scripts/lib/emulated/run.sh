@@ -34,8 +34,8 @@ begin_disk() {
 
 # bring DIR PATH: the emulated host finds the directory $1/tree/files/PATH, which the caller fills, at PATH.
 bring() {
-    echo "$2" >>"$1/tree/paths"
     mkdir -p "$1/tree/files$2"
+    grep -qxF -- "$2" "$1/tree/paths" || echo "$2" >>"$1/tree/paths"
 }
 
 # end_disk DIR: packs the disk of the run.
@@ -104,7 +104,7 @@ run_svm() {
         -M q35 -accel tcg,thread=multi,tb-size=512 -cpu "max,+svm" -smp "${SANDBOXVM_EMULATED_CPUS:-2}" -m 4096 \
         -display none -monitor none -nic none -no-reboot \
         -kernel "$host_dir/vmlinuz" -initrd "$host_dir/initrd" \
-        -append "console=ttyS0 quiet loglevel=4 mitigations=off panic=-1 nokaslr tsc=reliable" \
+        -append "console=ttyS0 quiet loglevel=4 mitigations=off panic=-1 nokaslr tsc=reliable no_timer_check" \
         -drive "file=$host_dir/root.img,format=raw,if=virtio,snapshot=on,cache=unsafe" \
         -drive "file=$1/run.img,format=raw,if=virtio,cache=unsafe" \
         -serial "file:$1/console" -serial "file:$1/results" </dev/null >"$1/emulator.log" 2>&1 &

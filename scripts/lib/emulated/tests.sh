@@ -8,6 +8,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"
 
 # Tests whose verdict would only be about the emulator's speed. They compare durations with each other or with a rate.
+# shellcheck disable=SC2034 # for the scripts that source this
 readonly judged_by_time=(
     limits::a_processor_share_is_enforced_and_its_control_group_is_removed_with_the_sandbox
     limits::the_output_rate_limits_a_sandbox_and_its_copy
@@ -134,6 +135,7 @@ bring_tests() {
     cp -r "$SANDBOXVM_TEST_SDKS/python/lib" "$files$SANDBOXVM_TEST_SDKS/python/"
     # The clients are Python alone; the interpreter is the emulated host's.
     mkdir -p "$files$SANDBOXVM_TEST_SDKS/python/bin" "$files$SANDBOXVM_TEST_SDKS/js/node_modules"
+    # shellcheck disable=SC2016 # the shell of the emulated host expands it
     printf '#!/bin/sh\nPYTHONPATH=$(echo %s/python/lib/python3*/site-packages) exec /usr/bin/python3 "$@"\n' \
         "$SANDBOXVM_TEST_SDKS" >"$files$SANDBOXVM_TEST_SDKS/python/bin/python"
     chmod 755 "$files$SANDBOXVM_TEST_SDKS/python/bin/python"
