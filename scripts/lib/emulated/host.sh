@@ -1,4 +1,4 @@
-# A host with hardware virtualisation, as an emulator sees it: a small Debian with a Debian kernel. Sourced, never run.
+# A host with hardware virtualisation, for an emulator: a small Debian with a Debian kernel. Sourced, never run.
 #
 # Owns: the parts of the emulated host that change seldom (root file system, kernel, first initrd, emulator), which are
 # made of Debian's packages in the cache. Knows nothing about what runs in it.
@@ -20,7 +20,7 @@ readonly host_packages=(
 # The programs of the machine that runs the emulator.
 # shellcheck disable=SC2034 # for the scripts that source this
 readonly emulation_packages=(mmdebstrap debian-archive-keyring ca-certificates e2fsprogs cpio binutils)
-# Modules that the initrd loads: the disks of QEMU (virtio) and of Bochs (ATA), and the root's file system.
+# Modules that the initrd loads: disks of virtio and ATA, and the root's file system.
 readonly initrd_modules=(virtio_pci virtio_blk ata_piix ata_generic sd_mod ext4)
 # QEMU with what it links. It is unpacked, not installed: its packages may conflict with newer ones of this machine.
 readonly qemu_packages=(
@@ -29,9 +29,6 @@ readonly qemu_packages=(
     libseccomp2 libusb-1.0-0 libvdeplug2 libfuse3-3 librdmacm1 libibverbs1 libglib2.0-0 libnettle8 libhogweed6
     libnl-3-200 libnl-route-3-200 libjpeg62-turbo libpcre2-8-0
 )
-# Bochs with its firmware, and what makes the medium that it boots.
-readonly bochs_packages=(bochs bochs-term bochsbios vgabios isolinux syslinux-common)
-
 # cached NAME KEY MAKE...: sets cached_dir to a directory of the cache that `MAKE DIR` filled. The directory is renamed
 # when it is complete, and only one process fills it at a time.
 cached() {
@@ -153,11 +150,4 @@ prepare_qemu() {
     cached qemu "${qemu_packages[*]}" _make_emulator "${qemu_packages[@]}"
     # shellcheck disable=SC2034
     qemu_dir=$cached_dir
-}
-
-# prepare_bochs: unpacks Bochs, and sets bochs_dir.
-prepare_bochs() {
-    cached bochs "${bochs_packages[*]}" _make_emulator "${bochs_packages[@]}"
-    # shellcheck disable=SC2034
-    bochs_dir=$cached_dir
 }
