@@ -17,7 +17,7 @@ readonly judged_by_time=(
 )
 # From BINARY::TEST, as nextest names them: what a host of another mode could do differently.
 readonly quick_tests=(
-    lifecycle::stories::a_sandbox_works_from_create_to_rm           # boot, exec, pause, stop
+    lifecycle::stories::a_sandbox_works_from_create_to_rm           # boot, exec, stop
     snapshots::stories::forks_continue_from_one_state_and_share_nothing_afterwards
     snapshots::stories::a_snapshot_after_a_reset_has_no_earlier_files
     hostile_guest::first_light::the_second_vcpu_and_interrupts_work
@@ -29,6 +29,7 @@ readonly quick_tests=(
     isolation::confinement::a_running_vmm_has_nothing_of_the_host   # control groups of version 2 with controllers
 )
 readonly more_tests=(
+    commands::self_test::self_test_passes_on_this_host_and_leaves_nothing # two vCPUs, pause, attacks
     snapshots::stories::each_snapshot_of_a_chain_restores_its_own_state
     snapshots::stories::clones_of_a_snapshot_are_distinct
     lifecycle::crash::power_off_and_halt_end_the_machine_with_their_reasons
