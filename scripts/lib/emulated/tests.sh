@@ -38,7 +38,6 @@ readonly more_tests=(
     lifecycle::stories::doctor_describes_this_host
     lifecycle::limits::processes_and_open_files_are_limited_and_a_fork_bomb_does_not_stop_the_agent
     guest::linux::the_guest_is_the_linux_that_is_documented
-    guest::syscall_entry::a_jump_to_the_syscall_entry_gains_nothing
     hostile_guest::first_light::a_guest_that_can_never_run_again_is_ended
     hostile_guest::first_light::a_guest_with_one_permanently_halted_vcpu_keeps_running
     hostile_guest::instructions::extended_state_at_any_address_is_executed_or_ends_the_machine
