@@ -40,8 +40,12 @@ pub(crate) const HOST_MODE: Need = need(
 );
 pub(crate) const KVM: Need =
     need("KVM", Verdict::Failed, "the capabilities of KVM that `sandboxvm-vmm --probe` lists", "no sandbox runs");
-pub(crate) const KERNEL: Need =
-    need("host kernel", Verdict::Failed, "Linux 5.10 or newer", "`doctor` fails, and nothing was tried there; the next table says what later ones add");
+pub(crate) const KERNEL: Need = need(
+    "host kernel",
+    Verdict::Failed,
+    "Linux 5.10 or newer",
+    "`doctor` fails, and nothing was tried there; the next table says what later ones add",
+);
 pub(crate) const CONFINEMENT: Need = need(
     "confinement",
     Verdict::Warning,
