@@ -17,6 +17,7 @@ mod command_list;
 mod commands;
 mod environment;
 mod failure;
+mod host_needs;
 mod images;
 mod options;
 mod output;

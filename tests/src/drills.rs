@@ -306,9 +306,8 @@ impl DrillVmm {
         let prefix = format!("drill {name}: ");
         let over = eventually(PATIENCE, || {
             let log = self.log();
-            if let Some(result) = log.lines().find_map(|line| line.strip_prefix(&prefix)) {
-                let failed = result.strip_prefix("errno ").and_then(|number| number.parse().ok());
-                return Some(failed.map_or(Outcome::Done, Outcome::Failed));
+            if let Some(outcome) = result(&log, &prefix) {
+                return Some(outcome);
             }
             let ended = self.ended()?;
             Some(match ended.signal() {
@@ -401,6 +400,17 @@ impl Drop for DrillVmm {
     }
 }
 
+/// Returns what a log says after `prefix`. The VMM writes a line in several pieces, so one without its end is not read yet.
+fn result(log: &str, prefix: &str) -> Option<Outcome> {
+    let mut complete = log.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+    let result = complete.find_map(|line| line.strip_prefix(prefix))?;
+    Some(match result.strip_prefix("errno ").map(str::parse) {
+        Some(Ok(number)) => Outcome::Failed(number),
+        None if result == "done" => Outcome::Done,
+        _ => panic!("the drill reported {result:?}"),
+    })
+}
+
 /// A snapshot of a machine.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -470,4 +480,19 @@ fn guest(thread: VmmThread, name: &str) -> Vec<u8> {
     }
     elf.extend(code);
     elf
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_counts_only_with_its_end() {
+        let of = |log: &str| result(log, "drill exec: ");
+        for incomplete in ["", "drill ", "drill exec: ", "drill exec: errno ", "drill exec: errno 1"] {
+            assert_eq!(of(incomplete), None, "{incomplete}");
+        }
+        assert_eq!(of("noise\ndrill exec: errno 12\ndrill exec: do"), Some(Outcome::Failed(12)));
+        assert_eq!(of("drill exec: done\n"), Some(Outcome::Done));
+    }
 }

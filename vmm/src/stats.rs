@@ -27,7 +27,8 @@ const MAX_NAME: u32 = 256;
 /// The statistics file of one vCPU.
 #[derive(Debug)]
 pub struct VcpuCounters {
-    file: File,
+    /// None before Linux 5.14, whose KVM has no such file.
+    file: Option<File>,
     /// Found at the first reading, so that a restore does not wait for it.
     places: OnceLock<Places>,
 }
@@ -52,38 +53,43 @@ pub struct Counters {
 }
 
 impl VcpuCounters {
-    /// Opens the statistics of `vcpu`.
+    /// Opens the statistics of `vcpu`. Where KVM has none, all counters read as zero.
     ///
     /// # Errors
-    /// When KVM has no statistics.
+    /// When they exist and cannot be opened, as with too many open files.
     pub fn open(vcpu: &impl AsRawFd) -> io::Result<Self> {
         // SAFETY: KVM_GET_STATS_FD takes no argument and returns a new descriptor or -1.
         let fd = unsafe { ioctl(vcpu, KVM_GET_STATS_FD()) };
         if fd < 0 {
-            return Err(io::Error::last_os_error());
+            let error = io::Error::last_os_error();
+            // What KVM answers to a request of vCPUs that it does not know (kvm_arch_vcpu_ioctl).
+            return match error.raw_os_error() {
+                Some(libc::EINVAL | libc::ENOTTY) => Ok(Self { file: None, places: OnceLock::new() }),
+                _ => Err(error),
+            };
         }
         // SAFETY: the kernel just gave us this descriptor and nothing else knows it.
         let file = unsafe { File::from_raw_fd(fd) };
-        Ok(Self { file, places: OnceLock::new() })
+        Ok(Self { file: Some(file), places: OnceLock::new() })
     }
 
     /// The counters as they stand; possible while the vCPU runs. One that this host does not keep reads as zero, and all
     /// do where the file makes no sense.
     #[must_use]
     pub fn read(&self) -> Counters {
-        let places = self.places.get_or_init(|| Places::find(&self.file).unwrap_or_default());
+        let Some(file) = &self.file else { return Counters::default() };
+        let places = self.places.get_or_init(|| Places::find(file).unwrap_or_default());
+        let at = |place: Option<u64>| {
+            let mut bytes = [0; 8];
+            match place.map(|offset| file.read_exact_at(&mut bytes, offset)) {
+                Some(Ok(())) => u64::from_le_bytes(bytes),
+                _ => 0,
+            }
+        };
         Counters {
-            exits: self.at(places.exits),
-            insn_emulation: self.at(places.insn_emulation),
-            irq_injections: self.at(places.irq_injections),
-        }
-    }
-
-    fn at(&self, place: Option<u64>) -> u64 {
-        let mut bytes = [0; 8];
-        match place.map(|offset| self.file.read_exact_at(&mut bytes, offset)) {
-            Some(Ok(())) => u64::from_le_bytes(bytes),
-            _ => 0,
+            exits: at(places.exits),
+            insn_emulation: at(places.insn_emulation),
+            irq_injections: at(places.irq_injections),
         }
     }
 }
@@ -134,5 +140,19 @@ impl Header {
         let offset = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
         let name = bytes[16..].split(|b| *b == 0).next().unwrap_or_default().to_vec();
         Ok((name, offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kvm_without_statistics_has_counters_of_zero() {
+        // As KVM before Linux 5.14, this device does not know the request.
+        let unknowing = File::open("/dev/null").unwrap();
+        assert_eq!(VcpuCounters::open(&unknowing).unwrap().read(), Counters::default());
+        // A descriptor that is not open is another failure.
+        assert!(VcpuCounters::open(&i32::MAX).is_err());
     }
 }

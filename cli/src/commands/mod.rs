@@ -64,6 +64,8 @@ pub(crate) enum Command {
     #[command(hide = true)]
     CliReference(internal::cli_reference::CliReference),
     #[command(hide = true)]
+    HostModes(internal::host_modes::HostModes),
+    #[command(hide = true)]
     ManPages(internal::man_pages::ManPages),
 }
 
@@ -112,6 +114,7 @@ impl Command {
             Self::Supervise(command) => command.run(),
             Self::GuardTerminal(command) => command.run(),
             Self::CliReference(command) => command.run(description()),
+            Self::HostModes(command) => command.run(),
             Self::ManPages(command) => command.run(description()),
         }
     }

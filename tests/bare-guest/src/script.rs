@@ -7,8 +7,8 @@ use crate::{
     },
 };
 
-/// Maximum number of attempts when a script waits. That is some seconds for memory if ring 0 is
-/// interpreted, and more for a device.
+/// Maximum number of attempts when a script waits, each of which leaves the guest. That is some seconds if ring 0 is
+/// interpreted and about half of one if it is not, and more for a device.
 const LOOKS: u32 = 400_000;
 
 /// A sequence of instructions for one vCPU.

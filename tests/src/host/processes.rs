@@ -104,6 +104,24 @@ pub fn children(pid: u32) -> Vec<u32> {
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
+/// Returns the processes in a control group. Kernel threads are left out: where the processor translates guest memory, KVM
+/// starts one for each machine ("kvm-nx-lpage-recovery"), in the group of its VMM.
+#[must_use]
+pub fn in_group(group: &Path) -> Vec<u32> {
+    let members = fs::read_to_string(group.join("cgroup.procs")).expect("a control group");
+    let numbers = members.lines().map(|line| line.parse().expect("the number of a process"));
+    numbers.filter(|pid| !is_kernel_thread(*pid)).collect()
+}
+
+/// True for a thread of the kernel (proc_pid_stat(5), `flags`).
+fn is_kernel_thread(pid: u32) -> bool {
+    /// `PF_KTHREAD` (linux/sched.h).
+    const KERNEL_THREAD: u64 = 0x0020_0000;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let flags = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & KERNEL_THREAD != 0)
+}
+
 /// Returns the processor time of a process so far, with that of the kernel for it.
 #[must_use]
 pub fn cpu_time(pid: u32) -> Duration {

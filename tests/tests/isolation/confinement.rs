@@ -8,6 +8,7 @@ use sandboxvm_protocol::vmm::{ExitReason, VmmThread, users};
 use sandboxvm_tests::{
     drills::{Drill, Outcome},
     home::{Home, SMALL, Sandbox},
+    host::processes,
 };
 use std::{
     fs,
@@ -88,8 +89,7 @@ fn assert_alone_in_its_group(sandbox: &Sandbox<'_>) {
         );
         return;
     };
-    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap();
-    assert_eq!(processes, format!("{}\n", sandbox.vmm_pid()), "{}", group.display());
+    assert_eq!(processes::in_group(&group), [sandbox.vmm_pid()], "{}", group.display());
 }
 
 /// Files that several machines share are open for reading only.

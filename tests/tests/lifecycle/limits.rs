@@ -266,8 +266,7 @@ fn assert_bounded(sandbox: &Sandbox<'_>) {
     let memory = (2 * (128 << 20) + (512 << 20)).to_string();
     let settings = [("memory.limit_in_bytes", memory.as_str()), ("memory.max", &memory), ("pids.max", "512")];
     for group in control_groups(sandbox).iter().filter(|group| group.exists()) {
-        let members = fs::read_to_string(group.join("cgroup.procs")).expect("a control group");
-        assert_eq!(members, format!("{}\n", sandbox.vmm_pid()), "{}", group.display());
+        assert_eq!(processes::in_group(group), [sandbox.vmm_pid()], "{}", group.display());
         for (file, value) in settings {
             // In version 1 the group may be of another controller, which does not have this file.
             if let Ok(found) = fs::read_to_string(group.join(file)) {
@@ -306,8 +305,8 @@ fn a_processor_share_is_enforced_and_its_control_group_is_removed_with_the_sandb
     let copy = Sandbox::printed(&home, &forked);
     let copy_group = control_group(&copy);
     assert_ne!(copy_group, group);
-    let members = |group: &PathBuf| fs::read_to_string(group.join("cgroup.procs")).expect("a control group");
-    assert_eq!((members(&group), members(&copy_group)), (format!("{pid}\n"), format!("{}\n", copy.vmm_pid())));
+    let members = |group: &PathBuf| processes::in_group(group);
+    assert_eq!((members(&group), members(&copy_group)), (vec![pid], vec![copy.vmm_pid()]));
     // The group of a killed VMM stays until the sandbox is removed, or continues with the VMM of a
     // reset.
     processes::kill(copy.vmm_pid());
@@ -318,7 +317,7 @@ fn a_processor_share_is_enforced_and_its_control_group_is_removed_with_the_sandb
     let dead = || (home.row(&sandbox.id)["state"] == "dead").then_some(());
     assert!(eventually(SOON, dead).is_some());
     let _ = home.cli(["reset", &sandbox.id]).run().succeeds();
-    assert_eq!(members(&group), format!("{}\n", sandbox.vmm_pid()));
+    assert_eq!(members(&group), [sandbox.vmm_pid()]);
     sandbox.remove();
     assert!(!groups.iter().any(|group| group.exists()), "one of {groups:?} is left");
     // The group of a `run` is removed too, however it ends.

@@ -3,6 +3,7 @@
 use crate::{
     environment,
     failure::Failure,
+    host_needs::{self, Verdict},
     output::json,
     runtime,
     self_test::{self, Findings},
@@ -67,14 +68,6 @@ struct Check {
     fix: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    Ok,
-    Warning,
-    Failed,
-}
-
 impl Check {
     fn ok(name: &'static str, detail: impl Into<String>) -> Self {
         Self { name, verdict: Verdict::Ok, detail: detail.into(), fix: None }
@@ -113,11 +106,14 @@ fn examine() -> Report {
             host_mode = value["host_mode"].as_str().map(str::to_owned);
             checks.extend(judge_probe(value));
         }
-        Err(problem) => {
-            checks.push(Check::failed("host mode", problem.clone(), "see the checks of /dev/kvm and the VMM"))
-        }
+        Err(problem) => checks.push(Check::failed(
+            host_needs::HOST_MODE.check,
+            problem.clone(),
+            "see the checks of /dev/kvm and the VMM",
+        )),
     }
     checks.extend(Part::ALL.map(|part| self::part(&bundle, part)));
+    checks.push(kernel(&rustix::system::uname().release().to_string_lossy()));
     checks.push(mke2fs());
     checks.push(ending(&containment()));
     checks.push(side_channels(&weaknesses(&probe)));
@@ -128,7 +124,7 @@ fn examine() -> Report {
 }
 
 fn kvm(path: &Path) -> Check {
-    const NAME: &str = "/dev/kvm";
+    const NAME: &str = host_needs::KVM_DEVICE.check;
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Check::ok(NAME, "can be opened"),
         Err(error) if error.kind() == ErrorKind::NotFound => Check::failed(
@@ -164,28 +160,28 @@ fn judge_probe(probe: &Value) -> Vec<Check> {
     let mut checks = Vec::new();
     match probe["host_mode"].as_str() {
         Some(mode @ ("vmx" | "svm")) => {
-            checks.push(Check::ok("host mode", format!("{mode}: all guest code runs natively")))
+            checks.push(Check::ok(host_needs::HOST_MODE.check, format!("{mode}: all guest code runs natively")))
         }
         Some("pvm") => checks.push(Check::warning(
-            "host mode",
+            host_needs::HOST_MODE.check,
             "pvm: guest programs run natively, but the guest kernel is interpreted, so system calls are slow; this mode \
              does not withstand a determined attacker (docs/threat-model.md)",
             "use a host with VMX or SVM if speed matters or guests do not trust each other",
         )),
-        Some(other) => checks.push(Check::ok("host mode", other)),
-        None => checks.push(Check::failed("host mode", "unknown", "see the check of /dev/kvm")),
+        Some(other) => checks.push(Check::ok(host_needs::HOST_MODE.check, other)),
+        None => checks.push(Check::failed(host_needs::HOST_MODE.check, "unknown", "see the check of /dev/kvm")),
     }
     checks.push(confinement(&probe["missing"]));
     for problem in probe["problems"].as_array().into_iter().flatten() {
         let text = problem.as_str().map_or_else(|| problem.to_string(), str::to_owned);
-        checks.push(Check::failed("KVM", text, "use a newer host kernel, or another host"));
+        checks.push(Check::failed(host_needs::KVM.check, text, "use a newer host kernel, or another host"));
     }
     checks
 }
 
 /// Checks which parts of the confinement of VMMs this host does not provide to the current user.
 fn confinement(missing: &Value) -> Check {
-    const NAME: &str = "confinement";
+    const NAME: &str = host_needs::CONFINEMENT.check;
     let missing: Vec<JailPart> = serde_json::from_value(missing.clone()).unwrap_or_default();
     if missing.is_empty() {
         return Check::ok(NAME, "complete");
@@ -206,7 +202,7 @@ fn confinement(missing: &Value) -> Check {
 
 /// Checks how a compromised VMM and the processes that it started are ended and bounded.
 fn ending(found: &Containment) -> Check {
-    const NAME: &str = "ending";
+    const NAME: &str = host_needs::ENDING.check;
     const ALL: usize = 3;
     let detail = found.to_string();
     if !found.group {
@@ -236,7 +232,7 @@ fn ending(found: &Containment) -> Check {
 
 /// Checks what guests could learn of each other through shared hardware: see docs/threat-model.md.
 fn side_channels(weaknesses: &[Weakness]) -> Check {
-    const NAME: &str = "side channels";
+    const NAME: &str = host_needs::SIDE_CHANNELS.check;
     let mut fixes: Vec<&str> = Vec::new();
     let mut found = Vec::new();
     for weakness in weaknesses {
@@ -288,10 +284,22 @@ fn part(bundle: &Bundle, part: Part) -> Check {
     }
 }
 
+/// Checks what the kernel with this release has.
+fn kernel(release: &str) -> Check {
+    let (verdict, detail) = host_needs::judge_kernel(release);
+    let host_needs::Release(major, minor) = host_needs::OLDEST_KERNEL;
+    let fix = (verdict != Verdict::Ok).then(|| format!("use Linux {major}.{minor} or newer"));
+    Check { name: host_needs::KERNEL.check, verdict, detail, fix }
+}
+
 fn mke2fs() -> Check {
     match template::installed_mke2fs() {
-        Some(path) => Check::ok("mke2fs", path.display().to_string()),
-        None => Check::failed("mke2fs", "not installed; it makes writable disks", "apt-get install e2fsprogs"),
+        Some(path) => Check::ok(host_needs::MKE2FS.check, path.display().to_string()),
+        None => Check::failed(
+            host_needs::MKE2FS.check,
+            "not installed; it makes writable disks",
+            "apt-get install e2fsprogs",
+        ),
     }
 }
 
@@ -300,17 +308,21 @@ fn memory() -> Check {
         Ok(memory) => {
             let detail = format!("{} MiB of {} MiB available", memory.available / MIB, memory.total / MIB);
             if memory.available >= ENOUGH_MEMORY {
-                Check::ok("memory", detail)
+                Check::ok(host_needs::MEMORY.check, detail)
             } else {
-                Check::warning("memory", detail, "stop some programs, or give sandboxes less memory with -m")
+                Check::warning(
+                    host_needs::MEMORY.check,
+                    detail,
+                    "stop some programs, or give sandboxes less memory with -m",
+                )
             }
         }
-        Err(error) => Check::warning("memory", format!("/proc/meminfo: {error}"), "mount /proc"),
+        Err(error) => Check::warning(host_needs::MEMORY.check, format!("/proc/meminfo: {error}"), "mount /proc"),
     }
 }
 
 fn disk() -> Check {
-    const NAME: &str = "home";
+    const NAME: &str = host_needs::HOME.check;
     let opened = environment::home().map_err(|_| "cannot find a home directory".to_owned());
     let opened = opened.and_then(|path| Home::open(&path).map_err(|error| error.to_string()));
     let home = match opened {
@@ -436,6 +448,34 @@ mod tests {
         let checks = vec![Check::failed("mke2fs", "not found", "apt-get install e2fsprogs")];
         let unusable = Report { usable: false, host_mode: None, checks, probe: None, self_test: None };
         assert_golden("doctor-of-unusable.json", &json::pretty(&unusable).unwrap());
+    }
+
+    #[test]
+    fn each_check_of_the_host_is_in_the_table_and_no_worse_than_it_says() {
+        let parts = [
+            "VMM",
+            "guest kernel",
+            "base image",
+            "agent disk",
+            "egress process",
+            "layer process",
+            "process of a share",
+        ];
+        let mut checks = examine().checks;
+        // What a host may have: the worst of each kind.
+        checks.extend([
+            kvm(Path::new("/no/kvm")),
+            kernel("4.19"),
+            ending(&Containment { group: false, kill: false, controllers: vec![] }),
+        ]);
+        checks.extend(judge_probe(&serde_json::json!({ "missing": ["own_user"], "problems": ["no irqfd"] })));
+        for Check { name, verdict, .. } in checks.iter().filter(|check| !parts.contains(&check.name)) {
+            let need = host_needs::NEEDS.iter().find(|need| need.check == *name);
+            assert!(need.is_some_and(|need| need.worst >= *verdict), "{name}: {verdict:?}");
+        }
+        for need in host_needs::NEEDS {
+            assert!(checks.iter().any(|check| check.name == need.check), "doctor does not check {}", need.check);
+        }
     }
 
     #[test]
