@@ -4,9 +4,14 @@
 use super::{entry::Entry, error::RegistryError, record::OnTimeout, state::Registry};
 use crate::{
     access::keys::Key,
-    volumes::{HeldVolumes, MountedVolume, VolumeRecord, WantedMount},
+    volumes::{HeldVolumes, MountedVolume, VolumeError, VolumeRecord, WantedMount},
 };
 use sandboxvm_manager::{MountPath, MountSource, MountSpec, Mounts, SharedVolumeId};
+use std::time::{Duration, Instant};
+
+/// A process that has answered a request about files holds its volume until it has ended, which takes milliseconds: a
+/// client that removes the volume after the answer must not be refused for that.
+const RELEASED_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a new sandbox mounts.
 #[derive(Debug)]
@@ -66,7 +71,15 @@ impl Registry {
         let has_it = |id: &SharedVolumeId| {
             self.list(&key.id).iter().any(|entry| entry.record().volumes.iter().any(|mount| mount.id == *id))
         };
-        self.volumes.remove(&self.manager, &volume, has_it)?;
+        let deadline = Instant::now() + RELEASED_WITHIN;
+        loop {
+            match self.volumes.remove(&self.manager, &volume, has_it) {
+                Err(VolumeError::InUse(_)) if !has_it(&volume.id) && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                removed => break removed?,
+            }
+        }
         tracing::info!(volume = %volume.id, "volume removed");
         self.sweep_volumes();
         Ok(())
