@@ -31,6 +31,9 @@ pub(crate) fn in_groups(root: Command) -> Command {
 }
 
 fn list(root: &Command) -> String {
+    // The texts of the commands are made only here; see `crate::commands::Command`.
+    let mut root = root.clone();
+    root.build();
     let mut text = String::new();
     for (heading, names) in GROUPS {
         // Writing to a String does not fail.

@@ -42,15 +42,21 @@ struct Cli {
     command: commands::Command,
 }
 
-/// Returns the command line as it is parsed and described.
+/// Returns the command line as it is described.
 fn command() -> clap::Command {
     command_list::in_groups(Cli::command())
 }
 
+/// Parses the command line. Only a help text or an error needs the description of every command, so it is made for
+/// these alone, by parsing again.
+fn parse() -> Result<Cli, clap::Error> {
+    let parsed = |command: clap::Command| command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed(Cli::command()).or_else(|_| parsed(command()))
+}
+
 fn main() -> ExitCode {
     umask::take_on_ours();
-    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
-    let outcome = match parsed {
+    let outcome = match parse() {
         Ok(cli) => cli.command.run(command),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp => stdio::print(&error.render().to_string()).map(|()| 0),

@@ -15,8 +15,10 @@ mod workspaces;
 use crate::failure::Failure;
 use clap::Subcommand;
 
-/// A subcommand.
+/// A subcommand. Only the options of the command that is called are made (`defer`): those of all others would be more
+/// than half of the instructions of a short command.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     Run(sandboxes::run::Run),
     Create(sandboxes::create::Create),

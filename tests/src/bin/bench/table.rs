@@ -1,4 +1,4 @@
-//! Median, 99th percentile and maximum of some runs, as aligned text or JSON.
+//! Percentiles and maximum of some runs, as aligned text or JSON.
 
 use serde::Serialize;
 use std::borrow::Cow;
@@ -10,6 +10,8 @@ pub struct Row {
     pub name: Cow<'static, str>,
     /// Unit of all numbers.
     pub unit: &'static str,
+    /// 10th percentile: what other work on the machine delayed least.
+    pub p10: f64,
     /// Median, which is the lower of the middle two values.
     pub p50: f64,
     /// 99th percentile. With fewer than 100 runs it is the maximum.
@@ -25,17 +27,19 @@ impl Row {
         values.sort_by(f64::total_cmp);
         let max = *values.last().expect("a benchmark has at least one run");
         let p99 = values[(values.len() * 99).div_ceil(100) - 1];
-        Self { name: name.into(), unit, p50: values[(values.len() - 1) / 2], p99, max }
+        let (p10, p50) = (values[(values.len() - 1) / 10], values[(values.len() - 1) / 2]);
+        Self { name: name.into(), unit, p10, p50, p99, max }
     }
 }
 
 /// Prints rows as a table below a title.
 pub fn print(title: &str, rows: &[Row]) {
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
-    println!("{title}\n{:width$}  {:>12}  {:>12}  {:>12}  unit", "", "p50", "p99", "max");
+    println!("{title}\n{:width$}  {:>12}  {:>12}  {:>12}  {:>12}  unit", "", "p10", "p50", "p99", "max");
     for row in rows {
-        let (p50, p99, max) = (number(row.p50), number(row.p99), number(row.max));
-        println!("{:width$}  {p50:>12}  {p99:>12}  {max:>12}  {}", row.name, row.unit);
+        let (p10, p50) = (number(row.p10), number(row.p50));
+        let (p99, max) = (number(row.p99), number(row.max));
+        println!("{:width$}  {p10:>12}  {p50:>12}  {p99:>12}  {max:>12}  {}", row.name, row.unit);
     }
 }
 
