@@ -227,7 +227,8 @@ fn discard_and_write_zeroes_do_what_their_flags_allow() {
 
 #[test]
 fn each_kind_of_request_costs_the_operations_that_the_host_carries_out() {
-    let kinds: [(&str, u64, fn(&mut MockDriver)); 4] = [
+    type Ask = fn(&mut MockDriver);
+    let kinds: [(&str, u64, Ask); 4] = [
         ("read", 1, |driver| drop(read_sectors(driver, 0, 8))),
         ("flush", 1, |driver| assert_eq!(request(driver, VIRTIO_BLK_T_FLUSH, 0, &[]), OK)),
         ("unknown", 1, |driver| assert_eq!(request(driver, 99, 0, &[]), UNSUPP)),
