@@ -187,3 +187,24 @@ fn guest_cannot_fill_the_file_system_of_its_copy() {
     let mut guest = Guest::of(copied.path(), &format!("copied:0:0:{}", u64::MAX));
     assert!(guest.ask(10, ROOT, &fields!["f"]).is_ok());
 }
+
+/// One request can ask for more than is free above the floor.
+#[test]
+fn guest_cannot_reserve_what_has_to_stay_free() {
+    const RESERVED: u64 = 256 << 20;
+    let (root, copied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(root.path().join("f"), "content").unwrap();
+    copy(root.path(), copied.path(), 1 << 20, 100).unwrap();
+    let room = rustix::fs::statvfs(copied.path()).unwrap();
+    // Other programs may take the rest meanwhile, and do not give back so much.
+    let floor = room.f_bavail * room.f_frsize - RESERVED / 4;
+    for (floor, expected) in [(floor, Err(ENOSPC)), (0, Ok(()))] {
+        let mut guest = Guest::of(copied.path(), &format!("copied:0:0:{floor}"));
+        let file = guest.look_up(ROOT, "f").unwrap().node;
+        let opened = guest.open(file, libc::O_RDWR).unwrap();
+        let mut fallocate = |mode: i32| guest.ask(43, file, &fields![opened, 0_u64, RESERVED, mode as u32, 0_u32]);
+        assert_eq!(fallocate(libc::FALLOC_FL_KEEP_SIZE).map(drop), expected, "floor {floor}");
+        // Space can be given back in any case.
+        fallocate(libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE).unwrap();
+    }
+}

@@ -13,6 +13,7 @@ use std::{
     io::{self, Read},
     os::fd::AsFd,
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// Maximum length of the table in bytes: more than any copy has.
@@ -24,6 +25,8 @@ pub struct Copied {
     identities: HashMap<Identity, Identity>,
     /// Bytes of the file system that the guest cannot take.
     floor: u64,
+    /// Held while space is taken, so that two requests do not take the same.
+    taking: Mutex<()>,
 }
 
 impl Copied {
@@ -43,7 +46,7 @@ impl Copied {
             };
             (Identity::from([field(0), field(1), field(2)]), Identity::from([field(3), field(4), field(5)]))
         });
-        Ok(Self { identities: entries.collect(), floor })
+        Ok(Self { identities: entries.collect(), floor, taking: Mutex::default() })
     }
 
     /// Returns which file of the copy a file of the source is. Others stay what they are.
@@ -51,9 +54,13 @@ impl Copied {
         self.identities.get(&of_source).copied().unwrap_or(of_source)
     }
 
-    /// Fails if the file system of the copy, which is that of all sandboxes, has nothing left for the guest.
-    pub(crate) fn expect_room(&self, root: impl AsFd) -> Result<(), Errno> {
+    /// Allows the guest to take `bytes` of the file system of the copy, which is that of all sandboxes, while the result
+    /// is kept. Fails if less than the floor would be left.
+    pub(crate) fn take_room(&self, root: impl AsFd, bytes: u64) -> Result<MutexGuard<'_, ()>, Errno> {
+        // A panic while the lock is held changes nothing that it protects.
+        let taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
         let room = fstatvfs(root)?;
-        if room.f_bavail.saturating_mul(room.f_frsize) < self.floor { Err(Errno::NOSPC) } else { Ok(()) }
+        let left = room.f_bavail.saturating_mul(room.f_frsize);
+        if left < self.floor.saturating_add(bytes) { Err(Errno::NOSPC) } else { Ok(taking) }
     }
 }

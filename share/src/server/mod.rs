@@ -18,7 +18,7 @@ use crate::{
     volume::Volume,
 };
 use rustix::{
-    fs::{OFlags, Statx, StatxTimestamp},
+    fs::{FallocateFlags, OFlags, Statx, StatxTimestamp},
     io::Errno,
     process::{getegid, geteuid},
     rand::{GetRandomFlags, getrandom},
@@ -130,11 +130,10 @@ impl Server {
         if self.settings.read_only && changes(&operation) {
             return Err(Errno::ROFS);
         }
-        if let Some(copied) = &self.copied
-            && grows(&operation)
-        {
-            copied.expect_room(self.root.file())?;
-        }
+        let _room = match (&self.copied, space(&operation)) {
+            (Some(copied), Some(bytes)) => Some(copied.take_room(self.root.file(), bytes)?),
+            _ => None,
+        };
         match operation {
             O::Init { major, minor, max_readahead, features } => init(major, minor, max_readahead, features),
             O::Destroy | O::Flush => Ok(Reply::empty()),
@@ -305,19 +304,23 @@ fn changes(operation: &Operation<'_>) -> bool {
     }
 }
 
-/// Returns true for an operation that can take space of the file system.
-fn grows(operation: &Operation<'_>) -> bool {
+/// Returns how many bytes of the file system an operation can take, besides its metadata. None, if it takes nothing.
+fn space(operation: &Operation<'_>) -> Option<u64> {
     use Operation as O;
-    changes(operation)
-        && !matches!(
-            operation,
-            O::Open { .. }
-                | O::Unlink(_)
-                | O::RemoveDirectory(_)
-                | O::RemoveXattr { .. }
-                | O::SetAttributes { .. }
-                | O::Access { .. }
-        )
+    match operation {
+        O::Write { data, .. } => Some(data.len() as u64),
+        O::Allocate { mode, .. } if FallocateFlags::from_bits_retain(*mode).contains(FallocateFlags::PUNCH_HOLE) => {
+            Some(0)
+        }
+        O::Allocate { length, .. } => Some(*length),
+        O::Open { .. }
+        | O::Unlink(_)
+        | O::RemoveDirectory(_)
+        | O::RemoveXattr { .. }
+        | O::SetAttributes { .. }
+        | O::Access { .. } => None,
+        other => changes(other).then_some(0),
+    }
 }
 
 fn init(major: u32, minor: u32, max_readahead: u32, features: u32) -> Outcome {
