@@ -41,8 +41,8 @@ pub struct Content<'a> {
 const STAGE: &str = "/tmp";
 
 /// Leaves the host's mounts, IPC objects, host name and control groups, and its network if it is not to be kept. The root
-/// is an empty, read-only directory afterwards, except for `contents`. An ordinary user does so in a user namespace. Returns what the host
-/// refuses, as in a container.
+/// is an empty, read-only directory afterwards, except for `contents`. An ordinary user does so in a user namespace. Returns
+/// what the host refuses, as in a container.
 pub(super) fn leave_the_host(
     network: Network,
     contents: &[Content<'_>],

@@ -15,8 +15,8 @@ mod workspaces;
 use crate::failure::Failure;
 use clap::Subcommand;
 
-/// A subcommand. Only the options of the command that is called are made (`defer`): those of all others would be more
-/// than half of the instructions of a short command.
+/// A subcommand. Only the options of the command that is called are made (`defer`): a short command does not need those of
+/// all others.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {

@@ -106,7 +106,7 @@ impl Supervision {
     }
 
     /// Starts the time to live again.
-    pub(crate) fn start_time_anew(&mut self) -> Result<(), SuperviseError> {
+    pub(crate) fn restart_time(&mut self) -> Result<(), SuperviseError> {
         if let Some(ttl) = &mut self.ttl {
             *ttl = running(ttl.rule)?;
         }

@@ -256,10 +256,10 @@ impl Sandbox {
     }
 
     /// Starts the time to live again, for a sandbox that is started again after its end.
-    pub(crate) fn start_time_anew(&self) -> Result<(), SuperviseError> {
+    pub(crate) fn restart_time(&self) -> Result<(), SuperviseError> {
         let Some(_lock) = SupervisorLock::try_take(&self.directory)? else { return Ok(()) };
         if let Some(mut supervision) = Supervision::read(&self.directory)? {
-            supervision.start_time_anew()?;
+            supervision.restart_time()?;
             supervision.write(&self.directory)?;
         }
         Ok(())

@@ -39,7 +39,7 @@ pub enum ResetDone {
     /// The VMM reset the machine.
     InPlace(ResetReport),
     /// Another VMM replaced the one of the sandbox.
-    Anew,
+    Replaced,
 }
 
 /// Whether a sandbox that is paused to disk may be reset.
@@ -187,9 +187,9 @@ impl Sandbox {
                     };
                     self.begin_again(bundle, other.lineage(), from, boot_timeout, &mut only_the_guest).await?;
                     if !is_live {
-                        self.start_time_anew()?;
+                        self.restart_time()?;
                     }
-                    ResetDone::Anew
+                    ResetDone::Replaced
                 }
             };
             self.reattach_network().await;

@@ -1,5 +1,5 @@
-//! A process of a sandbox beside its VMM, which a service or a fork starts. It is in the control group of its sandbox, which ends it with the
-//! sandbox, and it is killed when its value is dropped.
+//! A process of a sandbox beside its VMM, which a service or a fork starts. It is in the control group of its sandbox,
+//! which ends it with the sandbox, and it is killed when its value is dropped.
 
 use crate::{
     hostile_text::one_line,

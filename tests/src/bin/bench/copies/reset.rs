@@ -22,7 +22,7 @@ pub fn run(arguments: &Runs) {
             wholes.push(begun.elapsed().as_secs_f64() * 1e3);
             match done.unwrap_or_else(|error| panic!("reset: {error}")) {
                 ResetDone::InPlace(report) => pauses.push(micros(Duration::from_nanos(report.pause_ns))),
-                ResetDone::Anew => panic!("the sandbox was not reset in place"),
+                ResetDone::Replaced => panic!("the sandbox was not reset in place"),
             }
         }
         started.finish().await.expect("the sandbox can be removed");
