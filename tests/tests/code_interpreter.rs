@@ -1,6 +1,6 @@
 //! Runs the service of the code interpreter without a guest, with Debian's Python on this host, as
 //! in the image. E2B's own client sends the requests. The assertions are in
-//! `images/code-interpreter/tests`. `server_sdks.rs`, one of the long tests, runs the service in a
+//! `images/code-interpreter/tests`. `server/sdks.rs`, one of the long tests, runs the service in a
 //! guest.
 
 use sandboxvm_tests::{artefacts::kvm_is_wanted, cli::Invocation};

@@ -80,7 +80,7 @@ pub(crate) fn clear_all(home: &Home, directory: &SandboxDirectory) -> Result<(),
         let copy = path(directory, number);
         match open_directory(directory, number) {
             Ok(_) => {}
-            // Nothing, or no directory: then it is no copy.
+            // Nothing, or not a directory: a copy is one.
             Err(Errno::NOENT | Errno::NOTDIR) => continue,
             // Its removal with the rest of the sandbox would go into it.
             Err(errno) => return Err(DirectoryError::new("open", copy, errno)),

@@ -13,7 +13,7 @@
 //!    machines without the device, and all their snapshots, are as they were.
 //!
 //! The manager launches the device in `create/parts.rs`, and sends the files of copies and resets in
-//! `lifecycle/fork/` and `lifecycle/reset.rs`.
+//! `lifecycle/fork/` and `lifecycle/reset/`.
 //!
 //! A machine has only the devices of its launch frame, so one that most machines do without costs
 //! these nothing. CONTRIBUTING.md says which attacks and fuzz targets a device comes with.
