@@ -7,7 +7,7 @@ mod reporter;
 pub use error::BringUpError;
 
 use crate::{
-    arch::x86_64::{host_mode, saved_cpu::HostCpu, state::StateError},
+    arch::x86_64::{host_mode, saved_cpu},
     channel::{
         control::ControlConnection,
         descriptors::ReceivedFds,
@@ -19,7 +19,7 @@ use crate::{
     fork::{ChildFiles, ForkedChild, Inheritance},
     machine::{self, BootSource, Machine, MachineError, MachineParts, context::MachineContext},
     memory::{self, pages::page_count, released::ReleasedPages},
-    snapshot::{format, writer::Baseline},
+    snapshot::{MachineState, format, writer::Baseline},
     status::StatusFile,
     timeline::{self, StartTimes},
 };
@@ -76,8 +76,8 @@ pub fn launch(channel: UnixStream, process_start: u64) -> Result<Session, BringU
     let missing = confined.as_ref().map_or_else(|_| Vec::new(), |confined| confined.missing.clone());
     let reporter = EarlyReporter::new(status, launcher, detected.as_ref().ok().copied(), missing);
     let host = detected.map_err(BringUpError::from).and_then(|host_mode| {
-        let Confined { kvm, vm, cpu, .. } = confined?;
-        Ok(Host { host_mode, kvm, vm, cpu })
+        let Confined { kvm, vm, .. } = confined?;
+        Ok(Host { host_mode, kvm, vm })
     });
     let start = config.start;
     match host.and_then(|host| build(config, fds, host, start_times)) {
@@ -131,12 +131,10 @@ struct Host {
     host_mode: HostMode,
     kvm: Arc<Kvm>,
     vm: VmFd,
-    /// A machine that boots does without it.
-    cpu: Result<HostCpu, StateError>,
 }
 
 /// Opens the one file that is opened here, then cuts this process off. A virtual machine without memory or devices is
-/// made already, and KVM asked what it offers: that does not depend on what it is for.
+/// made already: that does not depend on what it is for.
 fn confine_process() -> Result<Confined, BringUpError> {
     let kvm = machine::open_kvm()?;
     // Where the host has it: what it lacks `sandboxvm-vmm --probe` says.
@@ -144,8 +142,7 @@ fn confine_process() -> Result<Confined, BringUpError> {
     let missing = confine::isolate()?;
     confine::restrict_syscalls(set::system_calls())?;
     let vm = machine::create_vm(&kvm)?;
-    let cpu = HostCpu::read(&kvm);
-    Ok(Confined { kvm, vm, cpu, missing })
+    Ok(Confined { kvm, vm, missing })
 }
 
 /// What a confined process has, before it knows its machine.
@@ -153,7 +150,6 @@ fn confine_process() -> Result<Confined, BringUpError> {
 struct Confined {
     kvm: Arc<Kvm>,
     vm: VmFd,
-    cpu: Result<HostCpu, StateError>,
     missing: Vec<JailPart>,
 }
 
@@ -178,7 +174,7 @@ fn into_session(
 fn build(
     config: LaunchConfig,
     mut fds: ReceivedFds,
-    Host { host_mode, kvm, vm, cpu }: Host,
+    Host { host_mode, kvm, vm }: Host,
     start_times: StartTimes,
 ) -> Result<MachineSetup, BringUpError> {
     let mut devices = UnbuiltDevices::take(&config.devices, &mut fds)?;
@@ -207,8 +203,7 @@ fn build(
                 });
             }
             let files = fds.take_files(&memory, "a memory file")?.into_iter().map(Arc::new).collect::<Vec<_>>();
-            // A state file is from anywhere; the state that a fork takes over is not.
-            cpu.and_then(|cpu| cpu.check(host_mode, &saved.machine.vcpus)).map_err(MachineError::from)?;
+            check_vcpus(&context.kvm, host_mode, &saved.machine)?;
             saved.memory.map_over(&context.memory, &files)?;
             devices.leave_out_newer_than(&saved.machine.devices);
             let (virtio, devices) = devices.build(&context.released)?;
@@ -224,6 +219,12 @@ fn build(
         origin,
         tie_to_launcher: config.tie_to_launcher,
     })
+}
+
+/// A state file is from anywhere; the state that a fork takes over is not.
+fn check_vcpus(kvm: &Kvm, mode: HostMode, state: &MachineState) -> Result<(), MachineError> {
+    saved_cpu::check_cpuid(kvm, mode, &state.vcpus)?;
+    Ok(saved_cpu::check_msrs(kvm, &state.vcpus)?)
 }
 
 /// In a forked child: builds its machine.

@@ -7,7 +7,7 @@ use super::{
     cpuid,
     state::{self, StateError, VcpuState},
 };
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 use sandboxvm_protocol::machine::HostMode;
 use std::{arch::x86_64::__cpuid_count, collections::HashSet};
@@ -44,57 +44,18 @@ const EDX: u8 = 8;
 /// Bits that KVM itself keeps as the guest's CR4 is: OSXSAVE and OSPKE.
 const KEPT_BY_KVM: [(u32, usize, u32); 2] = [(0x1, 2, 1 << 27), (0x7, 2, 1 << 4)];
 
-/// What KVM offers on this host, against which saved vCPUs are checked.
+/// Refuses saved vCPUs that show more than ones that boot on `kvm`.
 ///
-/// To be read before it is known which machine it is for: KVM executes CPUID some seventy times for it, each of which takes
-/// microseconds where the host is itself a virtual machine.
-#[derive(Debug)]
-pub struct HostCpu {
-    supported: CpuId,
-    msrs: KnownMsrs,
-}
-
-/// The MSRs that belong to a vCPU's state on this host.
-#[derive(Debug)]
-struct KnownMsrs(HashSet<u32>);
-
-impl KnownMsrs {
-    fn read(kvm: &Kvm) -> Result<Self, StateError> {
-        Ok(Self(state::msr_indices(kvm)?.into_iter().collect()))
-    }
-
-    fn check(&self, vcpus: &[VcpuState]) -> Result<(), StateError> {
-        vcpus.iter().try_for_each(|vcpu| check_indices(vcpu.msrs().iter().map(|msr| msr.index), &self.0))
-    }
-}
-
-impl HostCpu {
-    /// Reads it.
-    ///
-    /// # Errors
-    /// When KVM does not say.
-    pub fn read(kvm: &Kvm) -> Result<Self, StateError> {
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(|source| StateError::Kvm { call: "KVM_GET_SUPPORTED_CPUID", source })?;
-        Ok(Self { supported, msrs: KnownMsrs::read(kvm)? })
-    }
-
-    /// Refuses saved vCPUs that show more, or set other MSRs, than ones that boot on this host.
-    ///
-    /// # Errors
-    /// [`StateError::Cpuid`] and [`StateError::Msr`].
-    pub fn check(&self, mode: HostMode, vcpus: &[VcpuState]) -> Result<(), StateError> {
-        check_cpuid(&self.supported, mode, vcpus)?;
-        self.msrs.check(vcpus)
-    }
-}
-
-fn check_cpuid(supported: &CpuId, mode: HostMode, vcpus: &[VcpuState]) -> Result<(), StateError> {
+/// # Errors
+/// [`StateError::Cpuid`], or when KVM does not say what it supports.
+pub fn check_cpuid(kvm: &Kvm, mode: HostMode, vcpus: &[VcpuState]) -> Result<(), StateError> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|source| StateError::Kvm { call: "KVM_GET_SUPPORTED_CPUID", source })?;
     let too_many = |count, max| StateError::TooMany { what: "vCPUs", count, max };
     let count = u8::try_from(vcpus.len()).map_err(|_| too_many(vcpus.len(), u8::MAX.into()))?;
     for (index, vcpu) in (0..count).zip(vcpus) {
-        let shown = cpuid::for_vcpu(supported, index, count).map_err(|_| StateError::TooMany {
+        let shown = cpuid::for_vcpu(&supported, index, count).map_err(|_| StateError::TooMany {
             what: "CPUID entries",
             count: supported.as_slice().len(),
             max: KVM_MAX_CPUID_ENTRIES,
@@ -109,7 +70,8 @@ fn check_cpuid(supported: &CpuId, mode: HostMode, vcpus: &[VcpuState]) -> Result
 /// # Errors
 /// [`StateError::Msr`], or when KVM does not say which are.
 pub fn check_msrs(kvm: &Kvm, vcpus: &[VcpuState]) -> Result<(), StateError> {
-    KnownMsrs::read(kvm)?.check(vcpus)
+    let known = state::msr_indices(kvm)?.into_iter().collect();
+    vcpus.iter().try_for_each(|vcpu| check_indices(vcpu.msrs().iter().map(|msr| msr.index), &known))
 }
 
 fn check_indices(mut saved: impl Iterator<Item = u32>, known: &HashSet<u32>) -> Result<(), StateError> {
@@ -249,6 +211,7 @@ mod tests {
         vcpu.set_cpuid2(&given).unwrap();
         let saved = VcpuState::save(&vcpu, &state::msr_indices(&kvm).unwrap()).unwrap();
         let mode = super::super::host_mode::detect().unwrap();
-        HostCpu::read(&kvm).unwrap().check(mode, &[saved]).unwrap();
+        check_cpuid(&kvm, mode, std::slice::from_ref(&saved)).unwrap();
+        check_msrs(&kvm, &[saved]).unwrap();
     }
 }
